@@ -1,0 +1,263 @@
+"""The values that travel between rooms. Nobody edits what another stage made.
+
+Shape legend (names end in their axes, in order; a shard keeps its letters):
+
+    T tokens along a row    S sequences in a row    G samples of a group    P prompts
+    V vocabulary            D width                 N query heads           K key heads
+    H head size             F feed-forward width    E experts               B cache blocks
+    L layers                R rows of a decode step (one sequence each)
+
+Every `_T` field of one object has the same length. Host values are numpy arrays, values for the
+device are torch tensors (`Batch`, `Weights`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+NO_VERSION = -1
+"""In `version_T`: the policy did not choose this token."""
+
+
+class Ending(StrEnum):
+    """Why a sample ended."""
+
+    STOP = "stop"  # a stop token or stop string
+    LENGTH = "length"  # the token limit
+    ABORT = "abort"  # we stopped it; it may go on later
+    ERROR = "error"  # it could not be sampled; it is never trained
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prompt:
+    """One line of a data set, rendered and tokenised, at one place in a run.
+
+    `index` counts prompts over the whole run (the dialect's `group_index`), so the same line in
+    the next epoch is another prompt. `content` is what the data set said: a string or messages.
+    """
+
+    index: int
+    tokens_T: np.ndarray  # int32
+    text: str
+    content: str | Sequence[Mapping[str, Any]]
+    label: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sample:
+    """One sequence: prompt, everything the policy wrote, and whatever the world replied.
+
+    `index` counts samples over the run (prompt index x G + position for plain rollouts).
+    `rollout` is the attempt it belongs to: samples that one attempt fanned out into share it and
+    count once in the loss; it equals `index` otherwise.
+    """
+
+    index: int
+    position: int  # within its group
+    tokens_T: np.ndarray  # int32
+    sampled_T: np.ndarray  # bool: the policy chose this token; these are trained
+    logprobs_T: np.ndarray  # float32: the engine's, at the sampling temperature; 0 elsewhere
+    version_T: np.ndarray  # int32: the weight version that chose it, or NO_VERSION
+    ending: Ending
+    text: str  # what follows the prompt, decoded
+    rollout: int = -1
+    reward: float | None = None  # filled once, by the reward stage; None: no verdict came
+    verdict: Any = None  # what the reward function said, whole; `reward` is its scalar
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(getattr(self, name))
+            for name in ("tokens_T", "sampled_T", "logprobs_T", "version_T")
+        }
+        assert len(set(lengths.values())) == 1, f"columns of a sample differ in length: {lengths}"
+        if self.rollout < 0:
+            object.__setattr__(self, "rollout", self.index)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens_T)
+
+    @property
+    def num_sampled(self) -> int:
+        return int(self.sampled_T.sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Group:
+    """One prompt, its samples, and the columns that later stages add about them.
+
+    A column is a tuple with one array a sample, each as long as that sample's `tokens_T`; entry t
+    speaks of token t (packing shifts, nobody else does). Entries where `sampled_T` is False are 0.
+    """
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+    old_logprobs: tuple[np.ndarray, ...] | None = None  # by the trainer, before its first step
+    reference_logprobs: tuple[np.ndarray, ...] | None = None
+    teacher_logprobs: tuple[np.ndarray, ...] | None = None
+    values: tuple[np.ndarray, ...] | None = None
+    advantages: tuple[np.ndarray, ...] | None = None
+    returns: tuple[np.ndarray, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in COLUMNS:
+            column = getattr(self, name)
+            if column is None:
+                continue
+            assert len(column) == len(self.samples), f"{name} has not one array a sample"
+            for sample, array_T in zip(self.samples, column, strict=True):
+                assert len(array_T) == sample.num_tokens, f"{name} is not as long as its sample"
+
+    @property
+    def rewards_G(self) -> tuple[float | None, ...]:
+        return tuple(sample.reward for sample in self.samples)
+
+
+COLUMNS = (
+    "old_logprobs",
+    "reference_logprobs",
+    "teacher_logprobs",
+    "values",
+    "advantages",
+    "returns",
+)
+"""The fields of `Group` that are columns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """One packed row of T tokens from S sequences: what one forward and backward pass takes.
+
+    Shifted once, here: entry t of every column speaks of `targets_T[t]`, the token that position t
+    predicts; the last position of a sequence predicts nothing (mask and weight 0). Padding is a
+    sequence of its own at the end, with mask 0.
+
+    `weight_T` carries the whole loss reduction: mask / denominator, where the denominator is that
+    of the chosen reduction over the *whole optimizer step* (all batches, all ranks). So a loss is
+    `(weight_T * x_T).sum()`, summed over batches, whatever the packing.
+    """
+
+    tokens_T: "torch.Tensor"  # int64
+    targets_T: "torch.Tensor"  # int64
+    positions_T: "torch.Tensor"  # int64, from 0 in each sequence
+    mask_T: "torch.Tensor"  # float32, 1 where the target is trained
+    weight_T: "torch.Tensor"  # float32
+    bounds_S: "torch.Tensor"  # int32, S + 1 cumulative lengths
+    longest: int  # tokens of the longest sequence
+    advantages_T: "torch.Tensor | None" = None  # float32
+    engine_logprobs_T: "torch.Tensor | None" = None
+    old_logprobs_T: "torch.Tensor | None" = None  # None: the training forward's own, detached
+    reference_logprobs_T: "torch.Tensor | None" = None
+    teacher_logprobs_T: "torch.Tensor | None" = None
+    values_T: "torch.Tensor | None" = None
+    returns_T: "torch.Tensor | None" = None
+    num_tokens: int = 0  # without padding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Weights:
+    """A stream of named tensors under Hugging Face names, at one version.
+
+    `named` may be walked once. `is_shared` says that the receiver already reads this storage, so
+    nothing has to be copied.
+    """
+
+    version: int
+    named: "Iterable[tuple[str, torch.Tensor]]"
+    is_shared: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How to choose tokens. `max_new_tokens` counts what is still to come."""
+
+    max_new_tokens: int
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = -1
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()  # besides the model's own end tokens
+    ignore_eos: bool = False
+    skip_special_tokens: bool = False
+    want_logprobs: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleKey:
+    """What the randomness of a sequence is a function of, with the token's place in it.
+
+    The token at absolute place t of the sequence is drawn with `uniform(seed, prompt, sample, t)`,
+    so it does not depend on batching, order, timing, or on an interruption before it.
+    """
+
+    seed: int
+    prompt: int
+    sample: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Request:
+    """A sequence to be continued. Requests with one `group` begin with the same prompt."""
+
+    id: str
+    tokens_T: np.ndarray  # int32: the prompt, and what was written before an interruption
+    sampling: Sampling
+    key: SampleKey
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Completion:
+    """What an engine added to a request. C is the number of new tokens."""
+
+    id: str
+    tokens_C: np.ndarray  # int32, the stop token included where one was chosen
+    logprobs_C: np.ndarray  # float32
+    version_C: np.ndarray  # int32
+    ending: Ending
+    matched: str | int | None = None  # the stop string or stop token that ended it
+    num_cached: int = 0  # tokens of the request whose keys and values were there already
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """What an engine is doing now."""
+
+    version: int
+    num_running: int
+    num_waiting: int
+    num_cache_blocks: int
+    num_free_blocks: int
+    num_generated_tokens: int  # since the start
+    num_prefill_tokens: int
+    num_cached_tokens: int
+    is_asleep: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Rollout:
+    """What one round of sampling gave: the groups to train on, in order of their prompts."""
+
+    step: int
+    groups: tuple[Group, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    dropped: tuple[Group, ...] = ()  # judged, and not kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepStats:
+    """What the trainer reports of one rollout: a row of metrics for each optimizer step."""
+
+    rows: tuple[Mapping[str, float], ...]
+    num_tokens: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
