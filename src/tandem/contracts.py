@@ -3,9 +3,20 @@
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tandem.types import Batch, Completion, EngineStats, Group, Request, Rollout, StepStats, Weights
+from tandem.types import (
+    Batch,
+    Completion,
+    EngineStats,
+    Evaluation,
+    Group,
+    Request,
+    Rollout,
+    StepStats,
+    Weights,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -40,6 +51,9 @@ class Engine(Protocol):
 
     def state_digest(self) -> Mapping[str, int]:
         """A digest of every tensor it samples with, by Hugging Face name."""
+
+    def canary(self, tokens_T: "np.ndarray") -> "np.ndarray":
+        """Log-probs of a fixed sequence through the path that samples, `[T]`, 0 at the first."""
 
     def close(self) -> None: ...
 
@@ -76,11 +90,15 @@ class Sampler(Protocol):
 
     def collect(self, step: int) -> Rollout: ...
 
-    def evaluate(self, step: int) -> Mapping[str, float]: ...
-
     def state(self) -> Mapping[str, Any]: ...
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Evaluator(Protocol):
+    """Looks at held-out sets with the weights that the engine has now."""
+
+    def evaluate(self) -> Evaluation: ...
 
 
 class Trainer(Protocol):

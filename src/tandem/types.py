@@ -163,16 +163,27 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Canary:
+    """A short fixed sequence and what the trainer says of it: what wrong weights cannot fake."""
+
+    tokens_T: np.ndarray  # int32
+    logprobs_T: np.ndarray  # float32, of token t given the tokens before it; 0 at t = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Weights:
-    """A stream of named tensors under Hugging Face names, at one version.
+    """A stream of named tensors under Hugging Face names, at one version, with its proofs.
 
     `named` may be walked once. `is_shared` says that the receiver already reads this storage, so
-    nothing has to be copied.
+    nothing has to be copied. An engine that took the weights must show the same digests and, up
+    to the precision it computes in, the same canary.
     """
 
     version: int
     named: "Iterable[tuple[str, torch.Tensor]]"
     is_shared: bool = False
+    digests: Mapping[str, int] | None = None
+    canary: Canary | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +263,14 @@ class Rollout:
     groups: tuple[Group, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     dropped: tuple[Group, ...] = ()  # judged, and not kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Evaluation:
+    """What one evaluation gave: numbers, and the answers behind them by set name."""
+
+    metrics: Mapping[str, float]
+    groups: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,117 @@
+"""The loop that owns every arrow: sample, judge, learn, publish, report, save."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from tandem.algo import advantage
+from tandem.config import Config
+from tandem.contracts import Evaluator, Sampler, Sync, Trainer
+from tandem.observe import RunLog, Timers
+from tandem.packing import pack
+from tandem.parallel import Layout
+
+
+class Stopped(Exception):
+    """Somebody asked the run to end (SIGTERM, Ctrl-C) at a moment when it may."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """Whose turn it is on shared devices; each does nothing where they are not shared."""
+
+    sampling: Callable[[], AbstractContextManager[Any]] = nullcontext
+    learning: Callable[[], AbstractContextManager[Any]] = nullcontext
+    publishing: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Everything that the loop drives, built by a runtime."""
+
+    sampler: Sampler
+    evaluator: Evaluator
+    trainer: Trainer
+    sync: Sync
+    log: RunLog
+    devices: Devices
+    layout: Layout
+    start: int
+    num_rollout: int
+    prompts_per_epoch: int
+    save: Callable[[int, Mapping[str, Any]], None]  # (rollout id, state of the sampler)
+    stopping: Callable[[], AbstractContextManager[Any]]  # Stopped may be raised inside
+
+
+def train(cfg: Config, stages: Stages) -> None:
+    """Runs rollouts `start` to `num_rollout`; returns early, saved, when asked to stop."""
+    sampler, trainer, sync, log = stages.sampler, stages.trainer, stages.sync, stages.log
+    devices, timers = stages.devices, Timers()
+    learnt, state = stages.start - 1, sampler.state()  # what a checkpoint could hold now
+    with devices.publishing():
+        sync.publish(trainer.weights(stages.start))
+    try:
+        if evaluates_before(cfg, stages):
+            evaluate(stages, stages.start)
+        for step in range(stages.start, stages.num_rollout):
+            with stages.stopping(), timers.span("rollout"), devices.sampling():
+                rollout = sampler.collect(step)
+            with devices.learning():
+                with timers.span("annotate"):
+                    groups = trainer.annotate(rollout.groups)
+                with timers.span("advantage"):
+                    groups = advantage(groups, cfg.algo)
+                with timers.span("pack"):
+                    batches = pack(groups, stages.layout, cfg.batch, cfg.algo)
+                with timers.span("train"):
+                    stats = trainer.step_on(batches)
+            with timers.span("update_weights"), devices.publishing():
+                update = sync.publish(trainer.weights(step + 1))
+            learnt, state = step, sampler.state()
+            log.step(step, rollout, groups, stats, update, timers.take())
+            if is_evaluation_due(cfg, step, stages):
+                evaluate(stages, step + 1)
+            if is_due(cfg.checkpoint.save_interval, step, stages):
+                with timers.span("save"):
+                    stages.save(step, state)
+    except Stopped:
+        stages.save(learnt, state)
+
+
+def evaluate(stages: Stages, step: int) -> None:
+    """Looks at the held-out sets with the weights that stand before rollout `step`."""
+    with stages.stopping(), stages.devices.sampling():
+        evaluation = stages.evaluator.evaluate()
+    stages.log.evaluation(step, evaluation)
+
+
+def evaluates_before(cfg: Config, stages: Stages) -> bool:
+    """Whether held-out sets are looked at before the first rollout: only in fresh runs."""
+    if not cfg.eval.sets:
+        return False
+    if stages.num_rollout == 0:
+        return True
+    is_asked = cfg.eval.eval_interval is not None and not cfg.eval.skip_eval_before_train
+    return is_asked and stages.start == 0
+
+
+def is_evaluation_due(cfg: Config, step: int, stages: Stages) -> bool:
+    """Whether held-out sets are looked at after this rollout: at intervals and at the end."""
+    is_last = step + 1 == stages.num_rollout
+    return bool(cfg.eval.sets) and (is_last or is_due(cfg.eval.eval_interval, step, stages))
+
+
+def is_due(interval: int | None, step: int, stages: Stages) -> bool:
+    """Whether something that happens every `interval` rollouts happens after this one.
+
+    The last rollout and the end of an epoch count too (dialect: periodic actions).
+    """
+    if interval is None:
+        return False
+    done = step + 1
+    return (
+        done == stages.num_rollout
+        or done % interval == 0
+        or (stages.prompts_per_epoch > 0 and done % stages.prompts_per_epoch == 0)
+    )

@@ -1,0 +1,83 @@
+"""Evaluation: held-out sets, each with sampling settings and rewards of its own."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tandem.config import EvalSet
+from tandem.observe import evaluation_metrics
+from tandem.rollout.collect import GroupSampler, Progress
+from tandem.rollout.settings import evaluation_sampling, evaluation_seed
+from tandem.types import Evaluation, Group, Prompt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSet:
+    """One held-out set and its prompts; prompt indices count from 0 within the set."""
+
+    cfg: EvalSet
+    prompts: tuple[Prompt, ...]
+
+
+class Evaluator:
+    """Runs every set at once through the same engine, rewards and slots as training."""
+
+    def __init__(
+        self,
+        sets: Sequence[EvaluationSet],
+        groups: GroupSampler,
+        *,
+        seed: int,
+        max_context: int | None,
+        runner: asyncio.Runner,
+        progress: Progress | None = None,
+    ) -> None:
+        self._sets = tuple(sets)
+        self._groups = groups
+        self._seed = seed
+        self._max_context = max_context
+        self._runner = runner
+        self._progress = progress or (lambda done, total: None)
+
+    def evaluate(self) -> Evaluation:
+        """The metrics of every set. The same prompts get the same randomness at every call."""
+        started_s = time.perf_counter()
+        by_name = self._runner.run(self._evaluate())
+        metrics: dict[str, float] = {}
+        for name, groups in by_name.items():
+            metrics |= evaluation_metrics(name, groups)
+        metrics["perf/eval_time"] = time.perf_counter() - started_s
+        return Evaluation(metrics=metrics, groups=by_name)
+
+    async def _evaluate(self) -> dict[str, tuple[Group, ...]]:
+        total = sum(len(one.prompts) * one.cfg.n_samples_per_eval_prompt for one in self._sets)
+        done = 0
+
+        def on_sample() -> None:
+            nonlocal done
+            done += 1
+            self._progress(done, total)
+
+        answers = await asyncio.gather(*(self._one_set(one, on_sample) for one in self._sets))
+        return {one.cfg.name: groups for one, groups in zip(self._sets, answers, strict=True)}
+
+    async def _one_set(
+        self, one: EvaluationSet, on_sample: Callable[[], None]
+    ) -> tuple[Group, ...]:
+        sampling = evaluation_sampling(one.cfg)
+        groups = await asyncio.gather(
+            *(
+                self._groups.sample(
+                    prompt,
+                    sampling,
+                    num_samples=one.cfg.n_samples_per_eval_prompt,
+                    seed=evaluation_seed(self._seed, one.cfg.name),
+                    max_context=one.cfg.max_context_len or self._max_context,
+                    is_evaluation=True,
+                    on_sample=on_sample,
+                )
+                for prompt in one.prompts
+            )
+        )
+        return tuple(groups)

@@ -1,0 +1,5 @@
+"""Carries weights from the trainer to the engines, and proves that they arrived."""
+
+from tandem.sync.shared import SharedSync
+
+__all__ = ["SharedSync"]
