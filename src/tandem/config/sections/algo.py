@@ -1,0 +1,106 @@
+"""From rewards to a loss."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgoConfig:
+    """Algorithm"""
+
+    advantage_estimator: Literal[
+        "grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"
+    ] = "grpo"
+    """How advantages follow from rewards."""
+    disable_compute_advantages_and_returns: bool = False
+    """Compute no advantages (supervised and custom losses)."""
+    disable_rewards_normalization: bool = False
+    """Do not subtract the group's mean reward."""
+    disable_grpo_std_normalization: bool = False
+    """Do not divide by the group's standard deviation (Dr. GRPO)."""
+    normalize_advantages: bool = False
+    """Whiten advantages over the trained tokens of the rollout."""
+    custom_advantage_function_path: str | None = None
+    """Hook `fn(args, rollout_data)` that sets advantages and returns."""
+    loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"
+    """What the trainer minimises."""
+    custom_loss_function_path: str | None = None
+    """Hook `fn(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)`."""
+    custom_pg_loss_reducer_function_path: str | None = None
+    """Hook that returns the reducer of the policy term."""
+    calculate_per_token_loss: bool = False
+    """Mean over all tokens of a step instead of over samples' means."""
+    eps_clip: float = 0.2
+    """The probability ratio is clipped below at 1 - eps."""
+    eps_clip_high: float | None = None
+    """The probability ratio is clipped above at 1 + eps; `eps_clip` when unset."""
+    eps_clip_c: float | None = None
+    """Bound of the loss for negative advantages (dual clip), above 1; off when unset."""
+    value_clip: float = 0.2
+    """Clip of the critic's change."""
+    kl_coef: float = 0.0
+    """Weight of the KL penalty in the reward."""
+    use_kl_loss: bool = False
+    """Add KL to the reference model to the loss; it is reported even at weight 0."""
+    kl_loss_coef: float = 0.0
+    """Weight of the KL term."""
+    kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"
+    """Estimator of KL; `low_var_kl` is k3, clamped."""
+    use_unbiased_kl: bool = False
+    """Multiply the KL estimate by the probability ratio to the sampling policy."""
+    ref_update_interval: int | None = None
+    """Rollouts after which the reference becomes the policy; never when unset."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    use_rollout_entropy: bool = False
+    """Report entropy from the log-prob pass too."""
+    gamma: float = 1.0
+    """Discount of later rewards."""
+    lambd: float = 1.0
+    """Lambda of generalised advantage estimation."""
+    use_rollout_logprobs: bool = False
+    """Old log-probs are the engine's."""
+    use_tis: bool = False
+    """Weight tokens by the truncated ratio of trainer to engine probability."""
+    tis_clip: float = 2.0
+    """Upper bound of that ratio."""
+    tis_clip_low: float = 0.0
+    """Lower bound of that ratio."""
+    custom_tis_function_path: str | None = None
+    """Hook in place of the truncated ratio."""
+    get_mismatch_metrics: bool = False
+    """Report the trainer-engine mismatch without correcting it."""
+    use_opsm: bool = False
+    """Mask sequences with negative advantage that are too far off policy."""
+    opsm_delta: float = 1e-4
+    """Sequence KL above which they are masked."""
+    use_routing_replay: bool = False
+    """Replay the experts of the log-prob pass in the training pass."""
+    use_rollout_routing_replay: bool = False
+    """Replay the engine's experts in training; turns the former on."""
+    keep_old_actor: bool = False
+    """Keep the previous policy's weights to compute old log-probs with."""
+    num_critic_only_steps: int = 0
+    """Rollouts in which only the critic learns."""
+    megatron_config_path: str | None = None
+    """YAML of settings per role, actor or critic."""
+    use_opd: bool = False
+    """On-policy distillation from a teacher."""
+    opd_type: Literal["sglang", "megatron"] | None = None
+    """Where the teacher's log-probs come from: a server or a checkpoint."""
+    opd_kl_coef: float = 1.0
+    """Weight of the distillation term."""
+    opd_teacher_load: str | None = None
+    """Teacher's checkpoint."""
+    opd_teacher_ckpt_step: int | None = None
+    """Iteration of the teacher's checkpoint."""
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether reference log-probs are needed."""
+        return self.use_kl_loss or self.kl_coef != 0
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value model learns beside the policy."""
+        return self.advantage_estimator == "ppo"

@@ -1,0 +1,28 @@
+"""Which model, from where, and in which precision."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Model"""
+
+    hf_checkpoint: str | None = None
+    """Hugging Face folder: shapes, tokenizer, chat template and first weights. Required."""
+    model_name: str | None = None
+    """Model family to use instead of the checkpoint's `model_type`."""
+    init: Literal["checkpoint", "random"] = "checkpoint"
+    """First weights: the checkpoint's, or random ones by `--seed` (for benchmarks)."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of compute; master weights are fp32. `auto`: bf16 on cuda, fp32 on the CPU."""
+    attention_backend: Literal["auto", "flash", "torch"] = "auto"
+    """Attention kernels; `auto` and `flash` take the fastest that runs here."""
+    custom_model_provider_path: str | None = None
+    """Hook `fn(pre_process, post_process, vp_stage=None) -> model`."""
+    custom_megatron_init_path: str | None = None
+    """Hook called once after the training processes have been set up."""
+    custom_megatron_before_log_prob_hook_path: str | None = None
+    """Hook called before each log-prob forward pass."""
+    custom_megatron_before_train_step_hook_path: str | None = None
+    """Hook `fn(args, rollout_id, step_id, model, optimizer, scheduler)` before a step."""
