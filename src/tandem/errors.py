@@ -47,3 +47,7 @@ class SyncError(TandemError):
 
 class ResourceError(TandemError):
     """The work does not fit: memory, devices, ports, processes."""
+
+
+class Stopped(Exception):
+    """Somebody asked the run to end (SIGTERM, Ctrl-C): it saves what it has learnt and leaves."""

@@ -8,13 +8,10 @@ from typing import Any
 from tandem.algo import advantage
 from tandem.config import Config
 from tandem.contracts import Evaluator, Sampler, Sync, Trainer
+from tandem.errors import Stopped
 from tandem.observe import RunLog, Timers
 from tandem.packing import pack
 from tandem.parallel import Layout
-
-
-class Stopped(Exception):
-    """Somebody asked the run to end (SIGTERM, Ctrl-C) at a moment when it may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +36,15 @@ class Stages:
     layout: Layout
     start: int
     num_rollout: int
-    prompts_per_epoch: int
+    rollouts_per_epoch: int
     save: Callable[[int, Mapping[str, Any]], None]  # (rollout id, state of the sampler)
-    stopping: Callable[[], AbstractContextManager[Any]]  # Stopped may be raised inside
 
 
 def train(cfg: Config, stages: Stages) -> None:
-    """Runs rollouts `start` to `num_rollout`; returns early, saved, when asked to stop."""
+    """Runs rollouts `start` to `num_rollout`.
+
+    Asked to stop, it saves what it has learnt and raises Stopped; a rollout under way is given up.
+    """
     sampler, trainer, sync, log = stages.sampler, stages.trainer, stages.sync, stages.log
     devices, timers = stages.devices, Timers()
     learnt, state = stages.start - 1, sampler.state()  # what a checkpoint could hold now
@@ -55,7 +54,7 @@ def train(cfg: Config, stages: Stages) -> None:
         if evaluates_before(cfg, stages):
             evaluate(stages, stages.start)
         for step in range(stages.start, stages.num_rollout):
-            with stages.stopping(), timers.span("rollout"), devices.sampling():
+            with timers.span("rollout"), devices.sampling():
                 rollout = sampler.collect(step)
             with devices.learning():
                 with timers.span("annotate"):
@@ -77,11 +76,12 @@ def train(cfg: Config, stages: Stages) -> None:
                     stages.save(step, state)
     except Stopped:
         stages.save(learnt, state)
+        raise
 
 
 def evaluate(stages: Stages, step: int) -> None:
     """Looks at the held-out sets with the weights that stand before rollout `step`."""
-    with stages.stopping(), stages.devices.sampling():
+    with stages.devices.sampling():
         evaluation = stages.evaluator.evaluate()
     stages.log.evaluation(step, evaluation)
 
@@ -113,5 +113,5 @@ def is_due(interval: int | None, step: int, stages: Stages) -> bool:
     return (
         done == stages.num_rollout
         or done % interval == 0
-        or (stages.prompts_per_epoch > 0 and done % stages.prompts_per_epoch == 0)
+        or (stages.rollouts_per_epoch > 0 and done % stages.rollouts_per_epoch == 0)
     )

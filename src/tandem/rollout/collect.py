@@ -7,6 +7,7 @@ from typing import Any
 
 from tandem.config import RolloutConfig
 from tandem.contracts import Engine, Reward, Source
+from tandem.rollout.events import EventLoop
 from tandem.rollout.generate import Decodes, blank_sample, generate
 from tandem.rollout.settings import within_context
 from tandem.types import Group, Prompt, Rollout, Sample, Sampling
@@ -70,7 +71,7 @@ class RolloutStage:
         batch_size: int,
         num_samples: int,
         seed: int,
-        runner: asyncio.Runner,
+        events: EventLoop,
         progress: Progress | None = None,
     ) -> None:
         self._source = source
@@ -80,13 +81,13 @@ class RolloutStage:
         self._batch_size = batch_size
         self._num_samples = num_samples
         self._seed = seed
-        self._runner = runner
+        self._events = events
         self._progress = progress or (lambda done, total: None)
 
     def collect(self, step: int) -> Rollout:
         """`batch_size` judged groups in the order of their prompts, none lost, none doubled."""
         started_s = time.perf_counter()
-        groups = self._runner.run(self._collect(self._source.take(self._batch_size)))
+        groups = self._events.run(self._collect(self._source.take(self._batch_size)))
         seconds = time.perf_counter() - started_s
         return Rollout(step=step, groups=groups, metrics={"perf/rollout_time": seconds})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tandem.config import EvalSet
 from tandem.observe import evaluation_metrics
 from tandem.rollout.collect import GroupSampler, Progress
+from tandem.rollout.events import EventLoop
 from tandem.rollout.settings import evaluation_sampling, evaluation_seed
 from tandem.types import Evaluation, Group, Prompt
 
@@ -30,20 +31,20 @@ class Evaluator:
         *,
         seed: int,
         max_context: int | None,
-        runner: asyncio.Runner,
+        events: EventLoop,
         progress: Progress | None = None,
     ) -> None:
         self._sets = tuple(sets)
         self._groups = groups
         self._seed = seed
         self._max_context = max_context
-        self._runner = runner
+        self._events = events
         self._progress = progress or (lambda done, total: None)
 
     def evaluate(self) -> Evaluation:
         """The metrics of every set. The same prompts get the same randomness at every call."""
         started_s = time.perf_counter()
-        by_name = self._runner.run(self._evaluate())
+        by_name = self._events.run(self._evaluate())
         metrics: dict[str, float] = {}
         for name, groups in by_name.items():
             metrics |= evaluation_metrics(name, groups)

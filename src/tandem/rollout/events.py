@@ -1,0 +1,51 @@
+"""The event loop that sampling, hooks and rewards share, and how a run is asked to end."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from tandem.errors import Stopped
+
+Result = TypeVar("Result")
+
+
+class EventLoop:
+    """Runs one coroutine at a time on a loop that outlives it, until somebody asks to stop."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._task: asyncio.Task[Any] | None = None
+        self._is_stopping = False
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The coroutine's result; raises Stopped when a stop was asked for before its end."""
+        if self._is_stopping:
+            work.close()
+            raise Stopped
+        try:
+            return self._runner.run(self._watched(work))
+        except asyncio.CancelledError:
+            if self._is_stopping:
+                raise Stopped from None
+            raise
+
+    def stop(self) -> None:
+        """Ends the work under way at its next pause, and refuses more; for signal handlers."""
+        self._is_stopping = True
+        if self._task is not None:
+            self._runner.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_stopping
+
+    def close(self) -> None:
+        """Cancels what is left and closes the loop."""
+        self._runner.close()
+
+    async def _watched(self, work: Coroutine[Any, Any, Result]) -> Result:
+        self._task = asyncio.current_task()
+        try:
+            return await work
+        finally:
+            self._task = None
