@@ -88,7 +88,7 @@ def evaluate(stages: Stages, step: int) -> None:
 
 def evaluates_before(cfg: Config, stages: Stages) -> bool:
     """Whether held-out sets are looked at before the first rollout: only in fresh runs."""
-    if not cfg.eval.sets:
+    if not cfg.eval.eval_sets:
         return False
     if stages.num_rollout == 0:
         return True
@@ -99,7 +99,7 @@ def evaluates_before(cfg: Config, stages: Stages) -> bool:
 def is_evaluation_due(cfg: Config, step: int, stages: Stages) -> bool:
     """Whether held-out sets are looked at after this rollout: at intervals and at the end."""
     is_last = step + 1 == stages.num_rollout
-    return bool(cfg.eval.sets) and (is_last or is_due(cfg.eval.eval_interval, step, stages))
+    return bool(cfg.eval.eval_sets) and (is_last or is_due(cfg.eval.eval_interval, step, stages))
 
 
 def is_due(interval: int | None, step: int, stages: Stages) -> bool:
