@@ -9,6 +9,8 @@ class DebugConfig:
 
     seed: int = 1234
     """Seed of everything that is not the prompt order or sampling."""
+    custom_config_path: str | None = None
+    """YAML file of settings that win over the command line; names under `custom:` are yours."""
     debug_rollout_only: bool = False
     """Sample and judge, but do not train."""
     debug_train_only: bool = False

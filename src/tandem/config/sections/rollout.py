@@ -1,6 +1,6 @@
 """Sampling of training answers, and the hooks around it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -38,7 +38,7 @@ class RolloutConfig:
     """Hook `fn(args, rollout_id, data_source, evaluation=False)` in place of the whole rollout."""
     custom_generate_function_path: str | None = None
     """Hook `async fn(args, sample, sampling_params[, evaluation]) -> Sample or list`."""
-    rollout_sample_hook_path: tuple[str, ...] = ()
+    rollout_sample_hook_path: tuple[str, ...] = field(default=(), metadata={"repeat": True})
     """Hook `fn(args, sample, *, rollout_id, evaluation)` before the reward; may be repeated."""
     buffer_filter_path: str | None = None
     """Hook `fn(args, rollout_id, buffer, n) -> groups`: which kept groups continue first."""
