@@ -1,0 +1,31 @@
+"""Advantages, ratios, KL and losses as pure functions, each with its formula's source."""
+
+from tandem.algo.advantage import (
+    ESTIMATORS,
+    advantage,
+    equal_rewards_warning,
+    reward_metrics,
+)
+from tandem.algo.kl import KL_TYPES, kl_estimate
+from tandem.algo.objective import (
+    loss,
+    wanted_columns,
+    wants_entropy,
+    wants_reference,
+)
+from tandem.algo.policy_loss import PolicyLoss, policy_loss
+
+__all__ = [
+    "ESTIMATORS",
+    "KL_TYPES",
+    "PolicyLoss",
+    "advantage",
+    "equal_rewards_warning",
+    "kl_estimate",
+    "loss",
+    "policy_loss",
+    "reward_metrics",
+    "wanted_columns",
+    "wants_entropy",
+    "wants_reference",
+]
