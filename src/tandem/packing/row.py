@@ -86,5 +86,5 @@ def _shifted(arrays: Iterable[np.ndarray], padding: int, dtype: type) -> np.ndar
 
 
 def _joined(arrays: Iterable[np.ndarray], padding: int, dtype: type, fill: int) -> np.ndarray:
-    parts = [np.asarray(array_T, dtype) for array_T in arrays]
+    parts: list[np.ndarray] = [np.asarray(array_T, dtype) for array_T in arrays]
     return np.concatenate([*parts, np.full(padding, fill, dtype)])
