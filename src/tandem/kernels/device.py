@@ -1,0 +1,36 @@
+"""Where a kernel runs: plain torch, or fused by Triton."""
+
+import functools
+import importlib.util
+import os
+
+from torch import Tensor
+
+
+def is_fused(tensor: Tensor) -> bool:
+    """Whether Triton kernels serve this tensor: it lies on CUDA and Triton is installed.
+
+    With `TRITON_INTERPRET=1` CPU tensors are served too, by Triton's interpreter: slow, for tests.
+    """
+    if tensor.is_cuda:
+        return has_triton()
+    return _is_interpreted() and tensor.device.type == "cpu" and has_triton()
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def has_flash_attention_4() -> bool:
+    """Whether FlashAttention 4 (`flash_attn.cute`, wheel `flash-attn-4`) can be imported."""
+    try:
+        return importlib.util.find_spec("flash_attn.cute") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,100 @@
+"""Decode attention for rows whose sequences begin with the same prompt."""
+
+import torch
+from torch import Tensor
+
+from tandem.kernels.paged import gather_blocks, padded_length
+
+
+def grouped_paged_attention(
+    q_RNH: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    prefix_table_GB: Tensor,
+    prefix_lengths_G: Tensor,
+    group_bounds_G: Tensor,
+    suffix_table_RB: Tensor,
+    suffix_lengths_R: Tensor,
+    scale: float | None = None,
+) -> Tensor:
+    """Attended values `[R, N, H]` of one query a row over its group's prefix and its own suffix.
+
+    Rows are sorted by group: group g has rows `group_bounds_G[g] : group_bounds_G[g + 1]` (int32,
+    G + 1 entries) that share the first `prefix_lengths_G[g]` tokens (0 for none); the suffix holds
+    the row's own token. A prefix is read once for all rows of its group; the two partial results
+    are merged by their log-sum-exp. A row with neither prefix nor suffix gives zeros.
+    """
+    scale = q_RNH.shape[-1] ** -0.5 if scale is None else scale
+    shape = (k_cache.shape[2], -1)
+    q = (q_RNH * scale).unflatten(1, shape)  # [R, K, N/K, H]
+    prefix = _prefix(q, k_cache, v_cache, prefix_table_GB, prefix_lengths_G, group_bounds_G)
+    suffix = _suffix(q, k_cache, v_cache, suffix_table_RB, suffix_lengths_R)
+    return merge(*prefix, *suffix).to(q_RNH.dtype).flatten(1, 2)
+
+
+def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> Tensor:
+    """One attention result from two over disjoint keys, `[..., H]` each with its `[...]` lse.
+
+    An lse of -inf says that there were no keys. Source: Rabe and Staats, 2021.
+    """
+    top = torch.maximum(first_lse, second_lse).clamp_min(torch.finfo(torch.float32).min)
+    first_mass, second_mass = (first_lse - top).exp(), (second_lse - top).exp()
+    total = (first_mass + second_mass).clamp_min(torch.finfo(torch.float32).tiny)
+    first_share, second_share = first_mass / total, second_mass / total
+    return first * first_share[..., None] + second * second_share[..., None]
+
+
+def _prefix(q, k_cache, v_cache, table_GB, lengths_G, bounds_G) -> tuple[Tensor, Tensor]:
+    """Results over each group's prefix and their lse; groups of one size and padded length meet
+    in one call, the queries of a group as the rows of one product."""
+    out, lse = _nothing(q)
+    bounds, lengths, block = bounds_G.tolist(), lengths_G.tolist(), k_cache.shape[1]
+    calls: dict[tuple[int, int], list[int]] = {}
+    for group, length in enumerate(lengths):
+        size = bounds[group + 1] - bounds[group]
+        if size and length:
+            calls.setdefault((size, padded_length(length, block)), []).append(group)
+    for (size, length), groups in calls.items():
+        index = torch.tensor(groups)
+        rows = (bounds_G[index].long()[:, None] + torch.arange(size)).flatten()
+        table = table_GB[index]
+        k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
+        # [G, K, rows * N/K, H]
+        queries = q[rows].unflatten(0, (-1, size)).transpose(1, 2)
+        is_seen = torch.arange(length) < lengths_G[index][:, None]
+        part, part_lse = _attend(queries.flatten(2, 3), k, v, is_seen)
+        out[rows] = part.unflatten(2, (size, -1)).transpose(1, 2).flatten(0, 1)
+        lse[rows] = part_lse.unflatten(2, (size, -1)).transpose(1, 2).flatten(0, 1)
+    return out, lse
+
+
+def _suffix(q, k_cache, v_cache, table_RB, lengths_R) -> tuple[Tensor, Tensor]:
+    out, lse = _nothing(q)
+    block = k_cache.shape[1]
+    calls: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths_R.tolist()):
+        if length:
+            calls.setdefault(padded_length(length, block), []).append(row)
+    for length, rows in calls.items():
+        index = torch.tensor(rows)
+        table = table_RB[index]
+        k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
+        is_seen = torch.arange(length) < lengths_R[index][:, None]
+        out[index], lse[index] = _attend(q[index], k, v, is_seen)
+    return out, lse
+
+
+def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
+    lse = torch.full(q.shape[:-1], float("-inf"), dtype=torch.float32, device=q.device)
+    return torch.zeros_like(q, dtype=torch.float32), lse
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of scaled `[G, K, Q, H]` to `[G, K, L, H]` and its lse `[G, K, Q]`, fp32."""
+    scores = torch.matmul(q, k.transpose(-1, -2)).float()
+    scores.masked_fill_(~is_seen[:, None, None], float("-inf"))
+    top = scores.amax(-1, keepdim=True)
+    mass = scores.sub_(top).exp_()
+    total = mass.sum(-1, keepdim=True)
+    out = torch.matmul(mass.to(v.dtype), v).float() / total
+    return out, (total.log() + top)[..., 0]

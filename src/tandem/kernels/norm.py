@@ -1,0 +1,49 @@
+"""RMS norm, alone and with the residual sum before it."""
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The rows of `x_TD` divided by their root mean square, times `weight_D`, in `x_TD.dtype`.
+
+    Statistics are fp32; the normalised row is rounded to `x_TD.dtype` before the weight multiplies
+    it, as Hugging Face decoders do. Any number of leading axes. The bits of a row do not depend on
+    the other rows. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+    return _RmsNorm.apply(x_TD, weight_D, eps)
+
+
+def add_rms_norm(
+    x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The norm of `x_TD + residual_TD` and that sum, both in `x_TD.dtype`."""
+    total_TD = x_TD + residual_TD
+    return rms_norm(total_TD, weight_D, eps), total_TD
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Saves the input and one number a row; autograd of the formula would save three copies."""
+
+    @staticmethod
+    def forward(ctx, x_TD, weight_D, eps):
+        wide_TD = x_TD.float()
+        inverse_T = (wide_TD.square().mean(-1, keepdim=True) + eps).rsqrt_()
+        ctx.save_for_backward(x_TD, weight_D, inverse_T)
+        return (wide_TD * inverse_T).to(x_TD.dtype) * weight_D.to(x_TD.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_TD):
+        x_TD, weight_D, inverse_T = ctx.saved_tensors
+        wide_TD, grad_TD = x_TD.float(), grad_TD.float()
+        normal_TD = wide_TD * inverse_T
+        grad_x_TD = grad_weight_D = None
+        if ctx.needs_input_grad[1]:
+            leading = tuple(range(grad_TD.dim() - 1))
+            grad_weight_D = (grad_TD * normal_TD).sum(leading).to(weight_D.dtype)
+        if ctx.needs_input_grad[0]:
+            scaled_TD = grad_TD * weight_D.float()
+            along_T = (scaled_TD * normal_TD).mean(-1, keepdim=True)
+            grad_x_TD = scaled_TD.addcmul_(normal_TD, along_T, value=-1).mul_(inverse_T)
+            grad_x_TD = grad_x_TD.to(x_TD.dtype)
+        return grad_x_TD, grad_weight_D, None

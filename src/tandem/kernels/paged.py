@@ -1,0 +1,130 @@
+"""The paged cache of one layer: writing it, and attention that reads it.
+
+A cache is two tensors `[B, block, K, H]`. A sequence owns a row of a block table; its token t lies
+in block `table[t // block]` at `t % block`. Table entries past a sequence's length must name some
+block, and a cache must hold finite numbers everywhere (allocate it with zeros): what lies there is
+read and given weight 0.
+"""
+
+import torch
+from torch import Tensor
+
+
+def write_cache(
+    k_TKH: Tensor, v_TKH: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor
+) -> None:
+    """Writes keys and values, in place, to slots `block_id * block + offset` (int64).
+
+    A negative slot is not written. Slots must differ from each other.
+    """
+    if not slots_T.is_cuda and bool((slots_T < 0).any()):
+        is_real_T = slots_T >= 0
+        k_TKH, v_TKH, slots_T = k_TKH[is_real_T], v_TKH[is_real_T], slots_T[is_real_T]
+    k_cache.flatten(0, 1).index_copy_(0, slots_T, k_TKH.to(k_cache.dtype))
+    v_cache.flatten(0, 1).index_copy_(0, slots_T, v_TKH.to(v_cache.dtype))
+
+
+def paged_attention(
+    q_RNH: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    table_RB: Tensor,
+    lengths_R: Tensor,
+    scale: float | None = None,
+) -> Tensor:
+    """Attended values `[R, N, H]` of one query a row over the row's first `lengths_R` tokens.
+
+    A row of length 0 gives zeros. The bits of a row depend on the row alone.
+    """
+    block = k_cache.shape[1]
+    parts, places = [], []
+    for length, rows in _by_padded_length(lengths_R.tolist(), block):
+        index = torch.tensor(rows, device=q_RNH.device)
+        table = table_RB.index_select(0, index)
+        is_seen = torch.arange(length)[None] < lengths_R.index_select(0, index)[:, None]
+        q = q_RNH.index_select(0, index).unflatten(1, (k_cache.shape[2], -1))
+        k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
+        parts.append(_attend(q, k, v, is_seen[:, None, None], scale).flatten(1, 2))
+        places += rows
+    if not parts:
+        return torch.zeros_like(q_RNH)
+    out_RNH = torch.zeros_like(q_RNH) if len(places) < len(q_RNH) else torch.empty_like(q_RNH)
+    return out_RNH.index_copy_(0, torch.tensor(places), torch.cat(parts))
+
+
+def paged_prefill_attention(
+    q_TNH: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    bounds_R: Tensor,
+    table_RB: Tensor,
+    lengths_R: Tensor,
+    longest_query: int,
+    scale: float | None = None,
+) -> Tensor:
+    """Attended values `[T, N, H]` of the last tokens of each row, causal.
+
+    Row r has queries `bounds_R[r] : bounds_R[r + 1]`, which are the last of its `lengths_R[r]`
+    tokens; all of those are in the cache already. `longest_query` is the most queries of a row.
+    """
+    out_TNH = torch.empty_like(q_TNH)
+    bounds = bounds_R.tolist()
+    calls: dict[tuple[int, int], list[int]] = {}
+    for row, length in enumerate(lengths_R.tolist()):
+        calls.setdefault((bounds[row + 1] - bounds[row], length), []).append(row)
+    for (num_queries, length), rows in calls.items():
+        if num_queries == 0:
+            continue
+        starts = torch.tensor([bounds[row] for row in rows])
+        tokens = (starts[:, None] + torch.arange(num_queries)).flatten()
+        table = table_RB[torch.tensor(rows)]
+        k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
+        q = q_TNH.index_select(0, tokens).unflatten(0, (len(rows), num_queries))
+        place = torch.arange(length - num_queries, length)
+        is_seen = torch.arange(length) <= place[:, None]
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k,
+            v,
+            attn_mask=None if num_queries == length else is_seen,
+            is_causal=num_queries == length,
+            scale=scale,
+            enable_gqa=q.shape[2] != k.shape[1],
+        )
+        out_TNH.index_copy_(0, tokens, out.transpose(1, 2).flatten(0, 1))
+    return out_TNH
+
+
+def gather_blocks(cache: Tensor, table_RB: Tensor, length: int) -> Tensor:
+    """The first `length` tokens of each row, `[R, K, length, H]`, a view of one gathered copy.
+
+    A table too narrow for that repeats its last column.
+    """
+    columns = torch.arange(-(-length // cache.shape[1])).clamp_(max=table_RB.shape[1] - 1)
+    rows = cache.flatten(1).index_select(0, table_RB[:, columns].flatten())
+    return rows.view(len(table_RB), -1, *cache.shape[2:])[:, :length].transpose(1, 2)
+
+
+def _by_padded_length(lengths: list[int], block: int) -> list[tuple[int, list[int]]]:
+    """Rows by padded length, which is a function of the row's own length.
+
+    So padding costs at most a quarter, and the bits of a row do not depend on its neighbours.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        if length:
+            rows_of.setdefault(padded_length(length, block), []).append(row)
+    return list(rows_of.items())
+
+
+def padded_length(length: int, block: int) -> int:
+    """The least multiple of a quarter of the length's power of two, and of a block, above it."""
+    step = max(block, 1 << max(0, length.bit_length() - 3))
+    return -(-length // step) * step
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor, scale: float | None) -> Tensor:
+    """Attention of `[R, K, N/K, H]` to `[R, K, L, H]`: the query heads of a key head are its rows,
+    so that grouped heads read their keys once."""
+    mask = torch.zeros(is_seen.shape, dtype=q.dtype).masked_fill_(~is_seen, float("-inf"))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
