@@ -83,7 +83,7 @@ def evaluate(stages: Stages, step: int) -> None:
     """Looks at the held-out sets with the weights that stand before rollout `step`."""
     with stages.devices.sampling():
         evaluation = stages.evaluator.evaluate()
-    stages.log.evaluation(step, evaluation)
+    stages.log.evaluation(step, evaluation.metrics, evaluation.groups)
 
 
 def evaluates_before(cfg: Config, stages: Stages) -> bool:
