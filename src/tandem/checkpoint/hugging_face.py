@@ -41,8 +41,9 @@ _COPIED_FOLDERS = ("additional_chat_templates",)
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether this is a model folder of Hugging Face."""
-    return (folder / "config.json").is_file()
+    """Whether this is a model folder of Hugging Face; a run's folder has a config.json as well."""
+    path = folder / "config.json"
+    return path.is_file() and '"model_type"' in path.read_text(encoding="utf-8", errors="replace")
 
 
 def load_hugging_face(decoder: "Decoder", folder: str | Path) -> None:

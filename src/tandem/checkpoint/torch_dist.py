@@ -41,6 +41,8 @@ META = "meta.json"
 RELEASE = "release"
 MODEL = "model."
 """What the names of model tensors begin with; the rest is ours (`layers.0.qkv.weight`)."""
+MODEL_DTYPE = "model_dtype"
+"""In `extra`: the dtype that the model computes in, where the saved master weights are wider."""
 
 FORMAT = 1
 
@@ -170,12 +172,13 @@ def flaw_of(folder: Path) -> str | None:
 def saved_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Size and dtype of every tensor in a complete folder, by name."""
     from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     return {
         name: (tuple(entry.size), entry.properties.dtype)
         for name, entry in entries.items()
-        if hasattr(entry, "size")  # else: bytes, which we never write
+        if isinstance(entry, TensorStorageMetadata)  # else: bytes, which we never write
     }
 
 

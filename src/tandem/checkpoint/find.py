@@ -1,0 +1,222 @@
+"""Decides what a run starts from: its own last save, or weights to begin with.
+
+The rules are those of the dialect (section 1.8), with one change: there, a `--load` that points
+at the wrong folder silently restarts a run at rollout 0; here it is an error.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tandem.checkpoint.folders import is_leftover
+from tandem.checkpoint.hugging_face import is_hugging_face
+from tandem.checkpoint.torch_dist import (
+    RELEASE,
+    TRACKER,
+    Iteration,
+    complete_folder,
+    complete_iterations,
+    latest,
+)
+from tandem.errors import CheckpointError
+from tandem.observe.journal import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    NOTES_FILE,
+    RUN_FILE,
+    SAMPLES_FILE,
+    TRACE_FILE,
+)
+
+Kind = Literal["torch_dist", "hugging_face", "random"]
+
+# what a file browser, a version control system or a queue leaves in any folder
+_NO_CONTENT = (".DS_Store", ".gitignore", ".gitkeep", ".nfs")
+
+# a run writes these into its --save folder long before its first save
+_RECORD = (CONFIG_FILE, METRICS_FILE, NOTES_FILE, RUN_FILE, SAMPLES_FILE, TRACE_FILE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What to load, and the sentence for the log that says why."""
+
+    kind: Kind
+    path: Path | None  # root of a torch_dist checkpoint or a Hugging Face folder; None: random
+    iteration: Iteration | None  # of a torch_dist checkpoint
+    is_resume: bool  # everything is loaded; else weights only
+    is_fallback: bool  # --load was given and is not there yet: say it loudly
+    message: str
+
+    @property
+    def start_rollout_id(self) -> int:
+        """The first rollout to run, where `--start-rollout-id` does not say."""
+        return self.iteration + 1 if self.is_resume and isinstance(self.iteration, int) else 0
+
+
+def decide_load(
+    *,
+    load: str | None,
+    ref_load: str | None,
+    hf_checkpoint: str | None,
+    save: str | None = None,
+    ckpt_step: int | None = None,
+    ref_ckpt_step: int | None = None,
+    finetune: bool = False,
+    init: str = "checkpoint",
+) -> Found:
+    """What the actor starts from. Raises CheckpointError for a folder that is not what its flag
+    wants, rather than starting anew.
+
+    `load` with a torch_dist save is resumed (weights only after a release, or with `finetune`);
+    a Hugging Face folder there gives weights. While `load` is unset, absent or empty, weights come
+    from `ref_load`, else `hf_checkpoint`, or are random when `init` says so. A `load` that is also
+    `save` counts as empty while it holds no more than the record of a run that was never saved.
+    """
+    if load is not None and _has_content(Path(load)) and not _is_unsaved_run(load, save):
+        return _from_load(Path(load), ckpt_step, finetune)
+    if ckpt_step is not None:
+        raise CheckpointError(
+            f"--ckpt-step {ckpt_step} wants a --load with that iteration, and "
+            f"{load or '--load'} {_lack(load)}"
+        )
+    return _from_weights(load, ref_load, hf_checkpoint, ref_ckpt_step, init)
+
+
+def decide_reference(
+    *, ref_load: str | None, hf_checkpoint: str | None, ref_ckpt_step: int | None = None
+) -> Found:
+    """What the reference model is: `ref_load`, else `hf_checkpoint`. Raises CheckpointError."""
+    return _from_weights(None, ref_load, hf_checkpoint, ref_ckpt_step, "checkpoint")
+
+
+def _from_load(root: Path, step: int | None, finetune: bool) -> Found:
+    found = _recognise(root, "--load", step)
+    if found is None:
+        raise CheckpointError(
+            f"--load {root} is neither a checkpoint (no {TRACKER}) nor a Hugging Face folder (no "
+            f"config.json); it holds {_listing(root)}. Point it at the --save folder of the run to "
+            "resume, or at an empty or absent folder to start anew"
+        )
+    kind, iteration, how = found
+    is_resume = kind == "torch_dist" and isinstance(iteration, int) and not finetune
+    if is_resume:
+        message = f"Resuming from {root}, rollout {iteration}{how}"
+    else:
+        what = f"iteration {iteration}" if kind == "torch_dist" else "Hugging Face weights"
+        message = f"Weights from --load {root} ({what}{how}); starting at rollout 0"
+    return Found(
+        kind=kind,
+        path=root,
+        iteration=iteration,
+        is_resume=is_resume,
+        is_fallback=False,
+        message=message,
+    )
+
+
+def _from_weights(
+    load: str | None, ref_load: str | None, hf_checkpoint: str | None, step: int | None, init: str
+) -> Found:
+    if load is None:
+        reason = ""
+    else:
+        reason = f"--load {load} {_lack(load)}: this is a NEW run, nothing is resumed. "
+    if init == "random":
+        return Found(
+            kind="random",
+            path=None,
+            iteration=None,
+            is_resume=False,
+            is_fallback=load is not None,
+            message=f"{reason}Random weights (--init random); starting at rollout 0",
+        )
+    flag, source = ("--ref-load", ref_load) if ref_load else ("--hf-checkpoint", hf_checkpoint)
+    if not source:
+        raise CheckpointError(
+            f"{reason}There are no weights to start from; set --ref-load or --hf-checkpoint, or "
+            "--init random"
+        )
+    root = Path(source)
+    if not root.is_dir():
+        raise CheckpointError(f"{flag} {root} is not a folder; weights to start from are wanted")
+    found = _recognise(root, flag, step)
+    if found is None:
+        raise CheckpointError(
+            f"{flag} {root} is neither a checkpoint (no {TRACKER}) nor a Hugging Face folder (no "
+            f"config.json); it holds {_listing(root)}"
+        )
+    kind, iteration, how = found
+    what = f"iteration {iteration}" if kind == "torch_dist" else "Hugging Face weights"
+    return Found(
+        kind=kind,
+        path=root,
+        iteration=iteration,
+        is_resume=False,
+        is_fallback=load is not None,
+        message=f"{reason}Weights from {flag} {root} ({what}{how}); starting at rollout 0",
+    )
+
+
+def _recognise(
+    root: Path, flag: str, step: int | None
+) -> tuple[Kind, Iteration | None, str] | None:
+    """Format, iteration and a remark, once the folder is known to be whole; None: not a model."""
+    if (root / TRACKER).is_file():
+        iteration = latest(root) if step is None else step
+        complete_folder(root, iteration)
+        return "torch_dist", iteration, ""
+    if any(root.glob("iter_*")) or (root / RELEASE).is_dir() or complete_iterations(root):
+        return _without_tracker(root, flag, step)
+    if is_hugging_face(root):
+        if step is not None:
+            raise CheckpointError(f"{flag} {root} is a Hugging Face folder; it has no step {step}")
+        return "hugging_face", None, ""
+    return None
+
+
+def _without_tracker(root: Path, flag: str, step: int | None) -> tuple[Kind, Iteration, str]:
+    there = complete_iterations(root)
+    if step is not None:
+        complete_folder(root, step)
+        return "torch_dist", step, ""
+    # a kill between the two last steps of a run's first save leaves just this
+    if len(there) == 1 and len(list(root.glob("iter_*"))) <= 1:
+        return "torch_dist", there[0], f"; {TRACKER} is missing: its first save was interrupted"
+    raise CheckpointError(
+        f"{flag} {root} has iterations but no {TRACKER}; write the number of one that is complete "
+        f"into that file ({', '.join(str(i) for i in there) or 'none is'})"
+    )
+
+
+def _has_content(folder: Path) -> bool:
+    """Whether something is there that a run could have meant by naming this path."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; a checkpoint folder is wanted")
+    if not folder.is_dir():
+        return False
+    return any(
+        not is_leftover(path) and not path.name.startswith(_NO_CONTENT) for path in folder.iterdir()
+    )
+
+
+def _is_unsaved_run(load: str, save: str | None) -> bool:
+    """Whether this is the folder of a run that stopped before its first save, and may go on."""
+    root = Path(load)
+    if save is None or root.resolve() != Path(save).resolve():
+        return False
+    names = {path.name for path in root.iterdir()}
+    has_record = any(name.removesuffix(".new") in _RECORD for name in names)
+    return has_record and _recognise(root, "--load", None) is None
+
+
+def _lack(load: str | None) -> str:
+    if load is None:
+        return "is not set"
+    return "holds no save" if Path(load).is_dir() else "does not exist yet"
+
+
+def _listing(root: Path, limit: int = 6) -> str:
+    names = sorted(path.name for path in root.iterdir() if not is_leftover(path))
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + more
