@@ -4,7 +4,7 @@ import statistics
 import numpy as np
 import pytest
 
-from tandem.algo import advantage, equal_rewards_warning, reward_metrics
+from tandem.algo import advantage
 from tandem.config import AlgoConfig
 from tandem.errors import ConfigError, RewardError
 from tandem.types import Ending, Group, Prompt, Sample
@@ -133,21 +133,3 @@ def test_supervised_groups_pass_through():
     base = [group(None, None)]
     assert advantage(base, AlgoConfig(loss_type="sft_loss")) == tuple(base)
     assert advantage(base, AlgoConfig(disable_compute_advantages_and_returns=True))[0] is base[0]
-
-
-def test_reward_metrics_count_missing_verdicts_and_flat_groups():
-    groups = [group(0.0, 0.0), group(1.0, 1.0, None), group(1.0, 0.0), group(0.0), group(None)]
-    assert reward_metrics(groups) == {
-        "rollout/missing_verdicts": 2.0,
-        "rollout/raw_reward": 3 / 7,
-        "rollout/zero_std/count_0.0": 2.0,
-        "rollout/zero_std/count_1.0": 1.0,
-    }
-
-
-def test_equal_rewards_are_said_aloud():
-    assert equal_rewards_warning([group(1.0, 0.0), group(0.0, 0.0)]) is None
-    assert equal_rewards_warning([]) is None
-    assert "are all 0:" in equal_rewards_warning([group(0.0, 0.0), group(0.0, None)])
-    assert "equal within every group" in equal_rewards_warning([group(0.0, 0.0), group(1.0, 1.0)])
-    assert "no verdict came" in equal_rewards_warning([group(None, None)])

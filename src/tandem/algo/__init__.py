@@ -1,11 +1,6 @@
 """Advantages, ratios, KL and losses as pure functions, each with its formula's source."""
 
-from tandem.algo.advantage import (
-    ESTIMATORS,
-    advantage,
-    equal_rewards_warning,
-    reward_metrics,
-)
+from tandem.algo.advantage import ESTIMATORS, advantage
 from tandem.algo.kl import KL_TYPES, kl_estimate
 from tandem.algo.objective import (
     loss,
@@ -20,11 +15,9 @@ __all__ = [
     "KL_TYPES",
     "PolicyLoss",
     "advantage",
-    "equal_rewards_warning",
     "kl_estimate",
     "loss",
     "policy_loss",
-    "reward_metrics",
     "wanted_columns",
     "wants_entropy",
     "wants_reference",

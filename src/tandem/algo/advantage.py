@@ -1,6 +1,5 @@
 """Advantages: the only place where samples are compared with each other."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -120,40 +119,3 @@ def _reward(sample: Sample) -> float:
             "or None where no verdict came"
         )
     return float(sample.reward)
-
-
-def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the rewards of a rollout look like, under the dialect's names.
-
-    `rollout/raw_reward` is the mean over samples with a verdict (absent when there is none),
-    `rollout/missing_verdicts` counts those without, `rollout/zero_std/count_{reward}` the groups
-    whose verdicts are all that reward.
-    """
-    rewards = [[_reward(s) for s in group.samples if is_judged(s)] for group in groups]
-    flat = [reward for row in rewards for reward in row]
-    num_samples = sum(len(group.samples) for group in groups)
-    metrics = {"rollout/missing_verdicts": float(num_samples - len(flat))}
-    if flat:
-        metrics["rollout/raw_reward"] = float(np.mean(flat))
-    equal = Counter(round(row[0], 1) for row in rewards if row and len(set(row)) == 1)
-    for reward, count in sorted(equal.items()):
-        metrics[f"rollout/zero_std/count_{reward}"] = float(count)
-    return metrics
-
-
-def equal_rewards_warning(groups: Sequence[Group]) -> str | None:
-    """The sentence to say aloud when no group has two different rewards, else None.
-
-    Then group-normalised advantages are all 0 and the rollout teaches nothing.
-    """
-    rewards = [{_reward(s) for s in group.samples if is_judged(s)} for group in groups]
-    seen = sorted(set().union(*rewards))
-    if not groups or any(len(row) > 1 for row in rewards):
-        return None
-    if not seen:
-        return f"no verdict came for any sample of {len(groups)} groups: there is nothing to learn"
-    what = f"all {seen[0]:g}" if len(seen) == 1 else "equal within every group"
-    return (
-        f"the rewards of {len(groups)} groups are {what}: group-normalised advantages are 0 and "
-        "this rollout teaches nothing; check the reward, or take easier or harder prompts"
-    )
