@@ -1,6 +1,13 @@
 """Flags to one frozen `Config`. Standard library only, so that `--help` answers at once."""
 
 from tandem.config.config import Config, Passthrough
+from tandem.config.flat import FlatArgs, flat
+from tandem.config.legacy import check_expectations
+from tandem.config.load import load_config, read_config
+from tandem.config.page import flags_table, help_text, show
+from tandem.config.record import from_dict, to_dict
+from tandem.config.resolve import complete
+from tandem.config.rules import check, check_files
 from tandem.config.sections import (
     SECTIONS,
     AlgoConfig,
@@ -33,6 +40,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "EvalSet",
+    "FlatArgs",
     "ModelConfig",
     "ObserveConfig",
     "OptimConfig",
@@ -41,4 +49,16 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "SyncConfig",
+    "check",
+    "check_expectations",
+    "check_files",
+    "complete",
+    "flags_table",
+    "flat",
+    "from_dict",
+    "help_text",
+    "load_config",
+    "read_config",
+    "show",
+    "to_dict",
 ]

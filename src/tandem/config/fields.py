@@ -131,11 +131,9 @@ def from_yaml(knob: Knob, value: Any) -> Any:
 
 
 def _knob(section: str, entry: Field) -> Knob:
-    options = [entry.type]
-    if get_origin(entry.type) is UnionType or isinstance(entry.type, UnionType):
-        options = list(get_args(entry.type))
-    elif NoneType in get_args(entry.type):  # Literal[...] | None is a typing.Union
-        options = list(get_args(entry.type))
+    # `int | None` is a UnionType, `Literal[...] | None` a typing.Union
+    is_union = isinstance(entry.type, UnionType) or NoneType in get_args(entry.type)
+    options = list(get_args(entry.type)) if is_union else [entry.type]
     (kind,) = (option for option in options if option is not NoneType)
     choices = tuple(get_args(kind)) if get_origin(kind) is Literal else ()
     default = entry.default

@@ -18,7 +18,7 @@ class CheckpointConfig:
     save: str | None = None
     """Folder to save to."""
     save_interval: int | None = None
-    """Rollouts between saves; only the end of the run is saved when unset."""
+    """Rollouts between saves, the last one included; only a stopped run is saved when unset."""
     async_save: bool = False
     """Write while training goes on."""
     save_hf: str | None = None

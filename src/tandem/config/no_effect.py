@@ -1,0 +1,115 @@
+"""Settings that were given and change nothing in this configuration, with the reason."""
+
+from collections.abc import Collection, Iterator
+
+from tandem.config.config import Config
+from tandem.config.fields import flag_of, knobs
+
+NEEDS = (
+    ("tb_project_name tb_experiment_name", "use_tensorboard"),
+    (
+        "wandb_mode wandb_dir wandb_key wandb_host wandb_team wandb_group wandb_project "
+        "wandb_run_id disable_wandb_random_suffix wandb_always_use_train_step",
+        "use_wandb",
+    ),
+    ("kl_loss_coef kl_loss_type use_unbiased_kl", "use_kl_loss"),
+    ("tis_clip tis_clip_low", "use_tis"),
+    ("opsm_delta", "use_opsm"),
+    ("opd_kl_coef", "use_opd"),
+    ("recompute_method recompute_num_layers", "recompute_granularity"),
+    ("save_interval", "save"),
+    ("apply_chat_template_kwargs", "apply_chat_template"),
+    ("max_tokens_per_gpu log_probs_max_tokens_per_gpu balance_by_flops", "use_dynamic_batch_size"),
+    (
+        "rollout_health_check_interval rollout_health_check_timeout "
+        "rollout_health_check_first_wait",
+        "use_fault_tolerance",
+    ),
+)
+"""Settings that only matter beside another one."""
+
+ONE_PROCESS = (
+    "num_gpus_per_node distributed_backend distributed_timeout_minutes update_weight_buffer_size "
+    "update_weight_transport rollout_data_transport"
+)
+
+
+def without_effect(cfg: Config) -> dict[str, str]:
+    """What was said in vain, each with the reason."""
+    table = knobs()
+    said = {
+        name: getattr(getattr(cfg, table[name].section), name)
+        for name, origin in cfg.origins.items()
+        if name in table and not origin.startswith("derived")
+    }
+    pairs: dict[str, str] = {}
+    for names, gate in NEEDS:
+        if not getattr(getattr(cfg, table[gate].section), gate):
+            for name in names.split():
+                # asking for nothing, as `--kl-loss-coef 0`, needs no remark
+                if said.get(name):
+                    pairs[_told(name, said[name])] = f"they need {flag_of(gate)}"
+    for names, reason in _situations(cfg):
+        for name in names.split():
+            if name in said and said[name] is not False:
+                pairs[_told(name, said[name])] = reason
+    pairs |= dict(_foreign(cfg))
+    return pairs
+
+
+def _told(name: str, value: object) -> str:
+    if value is True or knobs()[name].is_secret:
+        return flag_of(name)
+    return f"{flag_of(name)} {value}"
+
+
+def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
+    if cfg.cluster.runtime == "local":
+        yield ONE_PROCESS, "there is one process"
+        yield "colocate", "training and sampling share this process's device anyway"
+        yield (
+            "offload offload_train offload_rollout",
+            "engine and trainer of one process share the weights; only the cache is given back",
+        )
+        yield "balance_data", "there is one data-parallel rank"
+    if cfg.engine.rollout_engine == "torch":
+        yield (
+            "use_fault_tolerance",
+            "the embedded engine has no server that could die by itself; a run that stops resumes "
+            "from its checkpoint",
+        )
+    if cfg.parallel.tensor_model_parallel_size == 1:
+        yield "sequence_parallel", "there is no tensor parallelism"
+    if cfg.batch.use_dynamic_batch_size:
+        yield "micro_batch_size", "rows are filled by tokens (--use-dynamic-batch-size)"
+    if cfg.data.num_rollout is not None:
+        yield "num_epoch", "--num-rollout wins"
+    if cfg.eval.eval_config:
+        yield "eval_prompt_data", "--eval-config wins"
+    if not cfg.algo.has_critic:
+        yield "value_clip lambd gamma", "there is no critic"
+    if cfg.optim.lr_decay_style == "constant":
+        yield (
+            "min_lr lr_decay_iters",
+            "the learning rate does not decay (--lr-decay-style constant)",
+        )
+    if cfg.checkpoint.save_interval is None:
+        yield "no_save_optim no_save_rng", "nothing is saved without --save-interval"
+    yield "check_weight_update_equal", "every weight update is compared anyway"
+
+
+def _foreign(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Flags of SGLang and its router, when SGLang does not sample."""
+    if cfg.engine.rollout_engine == "sglang":
+        return
+    reason = "the embedded engine samples; they are for SGLang"
+    ours: Collection[str] = {
+        name.removeprefix("sglang_").replace("_", "-") for name in knobs() if "sglang_" in name
+    }
+    flags = {
+        "--sglang-": {key: w for key, w in cfg.passthrough.sglang.items() if key not in ours},
+        "--router-": cfg.passthrough.router,
+    }
+    for prefix, owned in flags.items():
+        for name, words in owned.items():
+            yield " ".join((prefix + name, *words)), reason

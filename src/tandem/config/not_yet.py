@@ -1,0 +1,244 @@
+"""What this version cannot do. A row goes when the capability comes.
+
+A value that needs one of these is refused with "not yet"; it is never ignored.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tandem.config.config import Config
+from tandem.config.fields import flag_of, knobs
+
+UNSET = (None, False, (), {})
+"""Values of fields that ask for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Fields that need something to come, the values that do not, and what to do instead."""
+
+    names: str  # blank-separated
+    what: str
+    instead: str
+    fine: tuple[Any, ...] = UNSET
+
+
+def said(what: str) -> str:
+    """The refusal of something to come."""
+    return f"not yet: {what}"
+
+
+def refusals(cfg: Config, devices: int | None = None) -> Iterator[str]:
+    """One sentence for every value that this version cannot honour."""
+    here = "one process"
+    if devices is not None:
+        here += f" of this machine's {devices} devices" if devices > 1 else " on this machine"
+    table = knobs()
+    for row in ROWS:
+        for name in row.names.split():
+            value = getattr(getattr(cfg, table[name].section), name)
+            is_derived = cfg.origins.get(name, "").startswith("derived")
+            if not is_derived and not _is_fine(value, row):
+                told = flag_of(name) if value is True else f"{flag_of(name)} {_shown(value)}"
+                instead = row.instead.format(flag=flag_of(name), here=here)
+                yield f"{told}: {said(row.what)}; {instead}"
+
+
+def _is_fine(value: Any, row: Row) -> bool:
+    return any(value == fine and type(value) is type(fine) for fine in row.fine)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+LEAVE_OUT = "leave {flag} out"
+ONE = "this version runs in {here}: set {flag} 1"
+ONE_STAGE = "this version runs in {here}: leave {flag} out"
+
+ROWS = (
+    # --- more than one process
+    Row("runtime", "Ray", "this version runs in {here}: set --runtime local", ("auto", "local")),
+    Row(
+        "actor_num_nodes actor_num_gpus_per_node rollout_num_gpus_per_engine rollout_num_gpus",
+        "more than one process",
+        ONE,
+        (None, 1),
+    ),
+    Row("tensor_model_parallel_size", "tensor parallelism", ONE, (1,)),
+    Row("pipeline_model_parallel_size", "pipeline parallelism", ONE, (1,)),
+    Row("context_parallel_size", "context parallelism", ONE, (1,)),
+    Row("expert_model_parallel_size", "expert parallelism", ONE, (1,)),
+    Row("expert_tensor_parallel_size", "expert parallelism", ONE, (None, 1)),
+    Row(
+        "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers "
+        "num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank",
+        "pipeline parallelism",
+        ONE_STAGE,
+    ),
+    Row("allgather_cp", "context parallelism", ONE_STAGE),
+    Row("train_env_vars", "training processes", "set them in the shell before the start"),
+    Row("release_train", "training processes that end and come back", LEAVE_OUT),
+    Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
+    Row("update_weights_interval", "asynchronous training", "set {flag} 1", (1,)),
+    # --- weight update through files
+    Row("update_weight_mode", "weight updates as changed bytes", "set {flag} full", ("full",)),
+    Row("update_weight_transport", "weight updates through a folder", LEAVE_OUT, ("nccl",)),
+    Row(
+        "update_weight_disk_dir update_weight_disk_keep_files update_weight_local_checkpoint_dir "
+        "custom_update_weight_post_write_path",
+        "weight updates through a folder",
+        LEAVE_OUT,
+    ),
+    # --- engines
+    Row("rollout_engine", "SGLang", "set {flag} torch", ("auto", "torch")),
+    Row("rollout_external_engine_addrs", "engines that run already", LEAVE_OUT),
+    # --- rollouts
+    Row(
+        "dynamic_sampling_filter_path buffer_filter_path",
+        "filters of groups while sampling",
+        LEAVE_OUT,
+    ),
+    Row(
+        "partial_rollout mask_offpolicy_in_partial_rollout",
+        "answers continued in the next rollout",
+        LEAVE_OUT,
+    ),
+    Row("rollout_function_path eval_function_path", "rollouts of your own", LEAVE_OUT),
+    Row("custom_generate_function_path", "your own generate function", LEAVE_OUT),
+    Row(
+        "rollout_sample_hook_path rollout_sample_filter_path rollout_all_samples_process_path "
+        "rollout_data_postprocess_path custom_convert_samples_to_train_data_path "
+        "custom_rollout_log_function_path custom_eval_rollout_log_function_path "
+        "custom_model_provider_path custom_megatron_init_path "
+        "custom_megatron_before_log_prob_hook_path custom_megatron_before_train_step_hook_path",
+        "this hook",
+        LEAVE_OUT,
+    ),
+    Row(
+        "rollout_top_p",
+        "training on a nucleus, whose log-probs the trainer must mask alike",
+        "set {flag} 1 (--eval-top-p is free)",
+        (1.0,),
+    ),
+    # --- data
+    Row("multimodal_keys", "images and other media", LEAVE_OUT),
+    Row(
+        "data_source_path disable_rollout_global_dataset",
+        "data sources of your own",
+        "give --prompt-data",
+    ),
+    # --- algorithms
+    Row(
+        "advantage_estimator",
+        "this estimator",
+        "set {flag} grpo",
+        ("grpo",),
+    ),
+    Row("normalize_advantages", "whitening of advantages", LEAVE_OUT),
+    Row(
+        "custom_advantage_function_path custom_loss_function_path "
+        "custom_pg_loss_reducer_function_path custom_tis_function_path",
+        "this hook",
+        LEAVE_OUT,
+    ),
+    Row("loss_type", "losses of your own", "set {flag} policy_loss", ("policy_loss", "sft_loss")),
+    Row("kl_coef", "KL in the reward", "use --use-kl-loss --kl-loss-coef", (0.0,)),
+    Row("ref_update_interval", "a reference that follows the policy", LEAVE_OUT),
+    Row("use_rollout_entropy", "entropy of the log-prob pass", LEAVE_OUT),
+    Row(
+        "use_tis get_mismatch_metrics use_opsm",
+        "corrections of the trainer-engine mismatch",
+        LEAVE_OUT,
+    ),
+    Row("keep_old_actor", "old log-probs of the previous policy", LEAVE_OUT),
+    Row("use_routing_replay use_rollout_routing_replay", "mixture of experts", LEAVE_OUT),
+    Row("megatron_config_path", "settings per role", LEAVE_OUT),
+    Row("num_critic_only_steps", "a critic", "set {flag} 0", (0,)),
+    Row("use_opd opd_type opd_teacher_load opd_teacher_ckpt_step", "distillation", LEAVE_OUT),
+    # --- optimizer and memory
+    Row(
+        "optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer",
+        "optimizer state outside fp32 device memory",
+        LEAVE_OUT,
+    ),
+    Row("only_train_params_name_list freeze_params_name_list", "frozen parameters", LEAVE_OUT),
+    Row(
+        "recompute_granularity",
+        "recomputing attention only",
+        "set {flag} full, with --recompute-method uniform --recompute-num-layers 1",
+        (None, "full"),
+    ),
+    # --- checkpoints
+    Row("async_save", "saving while training goes on", LEAVE_OUT),
+    Row("save_hf", "saving in Hugging Face form", "use tandem convert on a saved checkpoint"),
+    # --- reports and dumps
+    Row("log_multi_turn", "rollouts of several turns", LEAVE_OUT),
+    Row("log_correct_samples log_reward_category", "this report", LEAVE_OUT),
+    Row(
+        "debug_rollout_only debug_train_only save_debug_rollout_data load_debug_rollout_data "
+        "load_debug_rollout_data_subsample load_forge_rollout_data save_debug_train_data "
+        "dump_details",
+        "dumps and half runs",
+        "samples.jsonl in the run folder holds every sample",
+    ),
+    Row(
+        "ci_test ci_disable_kl_checker ci_save_grad_norm ci_load_grad_norm",
+        "self-tests by flag",
+        LEAVE_OUT,
+    ),
+    Row("ci_train_rollout_logprob_abs_diff_threshold", "self-tests by flag", LEAVE_OUT, (0.1,)),
+)
+
+OLD_FLAGS = (
+    (
+        "mixture of experts",
+        "one",
+        "--num-experts --moe-ffn-hidden-size --moe-router-topk --moe-router-score-function "
+        "--moe-router-load-balancing-type --moe-router-bias-update-rate "
+        "--moe-router-topk-scaling-factor --moe-router-num-groups --moe-router-group-topk "
+        "--moe-layer-freq --moe-shared-expert-intermediate-size --moe-token-drop-policy "
+        "--moe-token-dispatcher-type --moe-router-dtype --moe-aux-loss-coeff",
+    ),
+    (
+        "mixture of experts",
+        "nothing",
+        "--moe-router-pre-softmax --moe-router-enable-expert-bias --moe-shared-expert-gate "
+        "--moe-enable-deepep --moe-permute-fusion --moe-grouped-gemm",
+    ),
+    ("latent attention", "nothing", "--multi-latent-attention --freeze-indexer"),
+    (
+        "latent attention",
+        "one",
+        "--q-lora-rank --kv-lora-rank --qk-head-dim --qk-pos-emb-head-dim --v-head-dim --mscale "
+        "--mscale-all-dim",
+    ),
+    (
+        "this kind of layer",
+        "nothing",
+        "--apply-layernorm-1p --use-gated-attention --attention-output-gate "
+        "--post-self-attn-layernorm --post-mlp-layernorm --rotary-interleaved",
+    ),
+    ("linear attention", "one", "--qwen-gdn-backend"),
+    ("prediction of several tokens", "one", "--mtp-num-layers --mtp-loss-scaling-factor"),
+    ("prediction of several tokens", "nothing", "--enable-mtp-training"),
+    ("8-bit training", "one", "--fp8-format --fp8-recipe"),
+    ("8-bit training", "nothing", "--fp8-param-gather"),
+    (
+        "8-bit training",
+        "many",
+        "--megatron-deepgemm-forward-layers --megatron-deepgemm-forward-modules "
+        "--megatron-deepgemm-moe-forward-layers --megatron-deepgemm-moe-forward-modules",
+    ),
+    ("profiling by flag", "nothing", "--record-memory-history --profile --use-pytorch-profiler"),
+    (
+        "profiling by flag",
+        "one",
+        "--memory-snapshot-dir --memory-snapshot-num-steps --memory-recorder --profile-target "
+        "--profile-step-start --profile-step-end",
+    ),
+    ("SGLang servers", "one", "--prefill-num-servers --sglang-config"),
+    ("routers that run already", "one", "--sglang-router-ip --sglang-router-port"),
+)
+"""What is to come, how many words follow, and the old spellings that need it."""

@@ -1,0 +1,278 @@
+"""Every refusal: what cannot work, said in one go (dialect 2.10 and common sense)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tandem.config import not_yet
+from tandem.config.config import Config
+from tandem.config.ranges import is_not_negative, is_positive, is_share, is_top_k, out_of_range
+from tandem.errors import ConfigError
+
+REWARDS = (
+    "deepscaler",
+    "math",
+    "math_verify",
+    "dapo",
+    "f1",
+    "gpqa",
+    "random",
+    "remote_rm",
+)
+
+
+def check(cfg: Config, devices: int | None = None) -> tuple[str, ...]:
+    """Everything that cannot work, a sentence each; empty when the run may start.
+
+    `devices` is how many this machine has, when that is known.
+    """
+    failures = [failure for rule in RULES for failure in rule(cfg)]
+    return (*failures, *not_yet.refusals(cfg, devices))
+
+
+def check_files(cfg: Config) -> None:
+    """Passes if every file and folder that is read at the start is there; else ConfigError."""
+    failures = list(_missing_files(cfg))
+    if failures:
+        raise ConfigError(failures)
+
+
+def _required(cfg: Config) -> Iterator[str]:
+    if not cfg.model.hf_checkpoint:
+        yield "--hf-checkpoint is required: the Hugging Face folder of the model"
+    if cfg.data.rollout_batch_size is None:
+        yield "--rollout-batch-size is required: how many prompts a rollout takes"
+    if cfg.data.num_rollout is None and cfg.data.num_epoch is None:
+        yield "--num-rollout is required (or --num-epoch): how many rollouts the run has"
+    # an evaluation alone (`--num-rollout 0`) reads no training prompts
+    if not cfg.data.prompt_data and cfg.data.num_rollout != 0:
+        yield "--prompt-data is required: a .jsonl or .parquet file of prompts"
+    is_sampling = cfg.algo.loss_type != "sft_loss"
+    if is_sampling and cfg.rollout.rollout_max_response_len is None:
+        yield "--rollout-max-response-len is required (or --rollout-max-context-len)"
+
+
+def _sampling(cfg: Config) -> Iterator[str]:
+    rollout, data = cfg.rollout, cfg.data
+    if rollout.rollout_temperature <= 0:
+        yield (
+            f"--rollout-temperature {rollout.rollout_temperature}: wanted a number above 0, "
+            "because the trainer divides logits by it; greedy answers are for --eval-temperature 0"
+        )
+    context, longest = rollout.rollout_max_context_len, data.rollout_max_prompt_len
+    if context is not None and longest is not None and longest > context - 1:
+        yield (
+            f"--rollout-max-prompt-len {longest} leaves no room for a response in "
+            f"--rollout-max-context-len {context}; set at most {context - 1}"
+        )
+    fetched, needed = rollout.over_sampling_batch_size, data.rollout_batch_size
+    if fetched is not None and needed is not None and fetched < needed:
+        yield (
+            f"--over-sampling-batch-size {fetched} is less than --rollout-batch-size {needed}; "
+            f"set at least {needed}"
+        )
+
+
+def _batches(cfg: Config) -> Iterator[str]:
+    batch, data = cfg.batch, cfg.data
+    prompts, group = data.rollout_batch_size, data.n_samples_per_prompt
+    steps, size = batch.num_steps_per_rollout, batch.global_batch_size
+    if batch.use_dynamic_batch_size and batch.max_tokens_per_gpu is None:
+        yield "--use-dynamic-batch-size needs --max-tokens-per-gpu, the tokens of a row"
+    if batch.balance_by_flops and not batch.use_dynamic_batch_size:
+        yield "--balance-by-flops needs --use-dynamic-batch-size"
+    if prompts is None or not steps or not size or min(prompts, group, steps, size) < 1:
+        return
+    samples = prompts * group
+    made = f"--rollout-batch-size {prompts} x --n-samples-per-prompt {group} = {samples} samples"
+    if "global_batch_size" in _said(cfg):
+        if samples % size:
+            fitting = max(d for d in range(1, min(size, samples) + 1) if samples % d == 0)
+            yield (
+                f"--global-batch-size {size} does not divide {made}, and the rest would never be "
+                f"trained; try {fitting}"
+            )
+        elif steps * size != samples:
+            yield (
+                f"--num-steps-per-rollout {steps} x --global-batch-size {size} is not {made}; "
+                "leave one of them out"
+            )
+    elif samples % steps:
+        yield f"--num-steps-per-rollout {steps} does not divide {made}"
+
+
+def _rewards(cfg: Config) -> Iterator[str]:
+    reward = cfg.reward
+    name = (reward.rm_type or "").removeprefix("boxed_")
+    if name == "ifbench":
+        yield (
+            "--rm-type ifbench: its checker is a repository that would be downloaded during the "
+            "run; install it yourself and call it with --custom-rm-path"
+        )
+    elif name and name not in REWARDS and not reward.custom_rm_path:
+        yield f"--rm-type {reward.rm_type}: wanted one of {', '.join(REWARDS)}, or boxed_ and one"
+    if name == "remote_rm" and not reward.rm_url:
+        yield "--rm-type remote_rm needs --rm-url, the address of the service"
+    if reward.group_rm and not reward.custom_rm_path:
+        yield "--group-rm needs --custom-rm-path: no reward by name judges a whole group"
+
+
+def _algorithm(cfg: Config) -> Iterator[str]:
+    algo = cfg.algo
+    if algo.kl_coef != 0 and algo.kl_loss_coef != 0:
+        yield "--kl-coef and --kl-loss-coef are both set; KL goes into the reward or into the loss"
+    if algo.eps_clip_c is not None and algo.eps_clip_c <= 1:
+        yield f"--eps-clip-c {algo.eps_clip_c}: wanted a number above 1"
+    if algo.advantage_estimator.startswith("reinforce_plus") and not algo.normalize_advantages:
+        yield f"--advantage-estimator {algo.advantage_estimator} needs --normalize-advantages"
+    if algo.use_rollout_logprobs and algo.use_tis:
+        yield "--use-rollout-logprobs and --use-tis exclude each other: TIS needs both log-probs"
+    if algo.get_mismatch_metrics and not algo.custom_tis_function_path:
+        yield "--get-mismatch-metrics needs --custom-tis-function-path"
+    if algo.loss_type == "custom_loss" and not algo.custom_loss_function_path:
+        yield "--loss-type custom_loss needs --custom-loss-function-path"
+    if algo.loss_type == "sft_loss" and algo.use_kl_loss:
+        yield "--loss-type sft_loss has no KL term; leave --use-kl-loss out"
+    yield from _distillation(cfg)
+
+
+def _distillation(cfg: Config) -> Iterator[str]:
+    algo = cfg.algo
+    if algo.use_opd and algo.opd_type is None:
+        yield "--use-opd needs --opd-type sglang or megatron"
+    if algo.use_opd and algo.opd_type == "megatron" and not algo.opd_teacher_load:
+        yield "--opd-type megatron needs --opd-teacher-load, the teacher's checkpoint"
+    if algo.use_opd and algo.opd_type == "sglang" and algo.opd_teacher_load:
+        yield "--opd-type sglang asks a server; leave --opd-teacher-load out"
+    if not algo.use_opd and algo.opd_teacher_load:
+        yield "--opd-teacher-load needs --use-opd"
+
+
+def _evaluation(cfg: Config) -> Iterator[str]:
+    if not cfg.eval.eval_sets:
+        if cfg.eval.eval_interval is not None:
+            yield "--eval-interval needs --eval-prompt-data or --eval-config"
+        elif cfg.data.num_rollout == 0:
+            yield "--num-rollout 0 evaluates only, which needs --eval-prompt-data or --eval-config"
+    for entry in cfg.eval.eval_sets:
+        where = f"evaluation set {entry.name}"
+        for name, value, holds, wanted in (
+            (
+                "n_samples_per_eval_prompt",
+                entry.n_samples_per_eval_prompt,
+                is_positive,
+                "1 or more",
+            ),
+            ("temperature", entry.temperature, is_not_negative, "0 (greedy) or more"),
+            ("top_p", entry.top_p, is_share, "above 0 and at most 1"),
+            ("top_k", entry.top_k, is_top_k, "-1 (all) or 1 or more"),
+            ("max_response_len", entry.max_response_len, is_positive, "1 or more"),
+        ):
+            if value is not None and not holds(value):
+                yield f"{where}: {name} {value}: wanted {wanted}"
+        if entry.max_response_len is None:
+            yield f"{where} needs --eval-max-response-len or --rollout-max-response-len"
+        name = (entry.rm_type or "").removeprefix("boxed_")
+        if name != (cfg.reward.rm_type or "").removeprefix("boxed_") and name not in REWARDS:
+            yield f"{where}: rm_type {entry.rm_type}: wanted one of {', '.join(REWARDS)}"
+
+
+def _optimizer(cfg: Config) -> Iterator[str]:
+    optim = cfg.optim
+    if optim.min_lr > optim.lr:
+        yield f"--min-lr {optim.min_lr} is above --lr {optim.lr}"
+    if optim.lr_warmup_iters and optim.lr_warmup_fraction is not None:
+        yield "--lr-warmup-iters and --lr-warmup-fraction are both set; leave one out"
+    if optim.only_train_params_name_list and optim.freeze_params_name_list:
+        yield "--only-train-params-name-list and --freeze-params-name-list exclude each other"
+    if optim.use_stateless_adam and not cfg.checkpoint.no_save_optim:
+        yield "--use-stateless-adam needs --no-save-optim: there is no optimizer state to save"
+    if cfg.parallel.recompute_granularity == "full" and cfg.parallel.recompute_method is None:
+        yield "--recompute-granularity full needs --recompute-method uniform or block"
+
+
+def _checkpoints(cfg: Config) -> Iterator[str]:
+    if cfg.checkpoint.save_interval is not None and not cfg.checkpoint.save:
+        yield "--save-interval needs --save, the folder to save to"
+    if cfg.sync.update_weight_transport == "disk" and not cfg.sync.update_weight_disk_dir:
+        yield "--update-weight-transport disk needs --update-weight-disk-dir"
+    if cfg.sync.update_weight_mode == "delta":
+        is_possible = (
+            cfg.sync.update_weight_transport == "disk"
+            and not cfg.cluster.colocate
+            and cfg.sync.update_weight_local_checkpoint_dir
+        )
+        if not is_possible:
+            yield (
+                "--update-weight-mode delta needs --update-weight-transport disk, "
+                "--update-weight-local-checkpoint-dir, and no --colocate"
+            )
+    if cfg.sync.release_train and not cfg.checkpoint.save:
+        yield "--release-train needs --save, from which trainers come back"
+
+
+def _debugging(cfg: Config) -> Iterator[str]:
+    debug = cfg.debug
+    if debug.debug_rollout_only and debug.debug_train_only:
+        yield "--debug-rollout-only and --debug-train-only exclude each other"
+    if (
+        debug.save_debug_rollout_data
+        and debug.save_debug_rollout_data == debug.save_debug_train_data
+    ):
+        yield "--save-debug-rollout-data and --save-debug-train-data name the same files"
+
+
+def _placement(cfg: Config) -> Iterator[str]:
+    is_asking_more = cfg.cluster.rollout_num_gpus == 1 and "rollout_num_gpus" in _said(cfg)
+    if cfg.cluster.runtime == "local" and is_asking_more and not cfg.cluster.colocate:
+        yield (
+            "--rollout-num-gpus 1 asks for a device besides the trainer's: "
+            f"{not_yet.said('more than one process')}; add --colocate"
+        )
+
+
+def _said(cfg: Config) -> set[str]:
+    """Names of the fields that the user gave."""
+    return {name for name, origin in cfg.origins.items() if not origin.startswith("derived")}
+
+
+def _missing_files(cfg: Config) -> Iterator[str]:
+    checkpoint = cfg.model.hf_checkpoint
+    if checkpoint and not (Path(checkpoint) / "config.json").is_file():
+        yield (
+            f"--hf-checkpoint {checkpoint} is no Hugging Face folder: it has no config.json; "
+            "give the folder of a downloaded model"
+        )
+    if cfg.data.prompt_data and cfg.data.num_rollout != 0:
+        yield from _missing("--prompt-data", cfg.data.prompt_data)
+    for entry in cfg.eval.eval_sets:
+        yield from _missing(f"evaluation set {entry.name}:", entry.path)
+    reference = cfg.checkpoint.ref_load
+    needs_reference = cfg.algo.has_reference and cfg.data.num_rollout != 0
+    if needs_reference and reference and not Path(reference).is_dir():
+        yield (
+            f"--ref-load {reference} is no folder; it holds the reference model for KL, "
+            "and is --hf-checkpoint when left out"
+        )
+
+
+def _missing(flag: str, path: str) -> Iterator[str]:
+    file = path.partition("@[")[0]
+    if not Path(file).is_file():
+        yield f"{flag} {file} is not there"
+    elif not file.endswith((".jsonl", ".parquet")):
+        yield f"{flag} {file}: wanted a .jsonl or .parquet file"
+
+
+RULES = (
+    _required,
+    out_of_range,
+    _sampling,
+    _batches,
+    _rewards,
+    _algorithm,
+    _evaluation,
+    _optimizer,
+    _checkpoints,
+    _debugging,
+    _placement,
+)
