@@ -195,6 +195,11 @@ class RunLog:
                 sink.write({"train/step": place, **plain(one)}, step=place)
 
     def _warn_about(self, rollout: Rollout, rows: Sequence[Mapping[str, Any]]) -> None:
+        bad = sorted({name for row in rows for name, value in plain(row).items() if value is None})
+        if bad:
+            self.warn(f"not finite: {', '.join(bad)}", kind="not finite")
+        if self._config.algo.loss_type == "sft_loss":
+            return  # nobody judges what is only imitated
         sentence = metrics.reward_warning(rollout.groups)
         if sentence is not None:
             self.warn(sentence, kind="equal rewards")
@@ -206,9 +211,6 @@ class RunLog:
                 "their groups' statistics. A reward that fails or times out shows up like this.",
                 kind="missing verdicts",
             )
-        bad = sorted({name for row in rows for name, value in plain(row).items() if value is None})
-        if bad:
-            self.warn(f"not finite: {', '.join(bad)}", kind="not finite")
 
     def _keep_note(self, level: str, text: str, kind: str | None = None) -> None:
         line = {"step": self._step, "level": level, "kind": kind, "text": text}

@@ -105,7 +105,7 @@ class LiveDisplay:
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, int] = {}
         self._live = Live(
-            get_renderable=self._draw, console=console, refresh_per_second=4, transient=False
+            get_renderable=self.picture, console=console, refresh_per_second=4, transient=False
         )
         self._live.start()
 
@@ -128,7 +128,8 @@ class LiveDisplay:
         self._tasks = {}
         self._live.stop()
 
-    def _draw(self) -> "RenderableType":
+    def picture(self) -> "RenderableType":
+        """What is drawn now."""
         from rich.console import Group
 
         # rich draws from a thread of its own: it gets a snapshot
@@ -223,7 +224,7 @@ COLUMNS = (
     _number("tok/s", "perf/tokens_per_gpu_per_sec"),
     _number("sample", "perf/rollout_time", unit="s"),
     _number("train", "perf/train_time", unit="s"),
-    _number("step", "perf/step_time", unit="s"),
+    _number("total", "perf/step_time", unit="s"),
 )
 """What a step shows, in order."""
 
