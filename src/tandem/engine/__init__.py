@@ -1,0 +1,1 @@
+"""Engines that sample tokens; rollout code sees only `contracts.Engine`."""

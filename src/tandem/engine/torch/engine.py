@@ -1,0 +1,234 @@
+"""The embedded engine: continuous batching over a paged cache, in the trainer's own process."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from tandem.checkpoint.names import from_hugging_face, to_hugging_face
+from tandem.config.sections.engine import EngineConfig
+from tandem.engine.torch.core import Core
+from tandem.engine.torch.memory import num_cache_blocks
+from tandem.engine.torch.runner import Runner
+from tandem.engine.torch.stops import Decodes, Stops
+from tandem.errors import CheckpointError, EngineError, SyncError
+from tandem.kernels.digest import digest_all
+from tandem.models.decoder import Decoder
+from tandem.types import Completion, EngineStats, Request, Weights
+
+log = logging.getLogger(__name__)
+
+
+class TorchEngine:
+    """Samples with the decoder it is given, whose tensors it reads and never copies.
+
+    It lives in one thread: `add` queues a request, and a task on the running event loop calls
+    `step` while there is work, letting other tasks run after each step. The tokens of a request
+    are a function of its own tokens, its key and the weights: not of batching, order, timing or
+    preemption (but for the rounding of logits, which batching can change outside deterministic
+    mode). What a step computes is a function of the order of calls.
+
+    A step that raises fails every live request with EngineError and leaves the engine empty and
+    usable: it only reads the weights, and all else is made anew.
+
+    `is_late` is for devices that work while the host goes on: tokens are read one step late.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Decodes | None,
+        cfg: EngineConfig,
+        device: torch.device | str,
+        eos_token_ids: Sequence[int],
+        *,
+        version: int = 0,
+        is_late: bool | None = None,
+    ) -> None:
+        device = torch.device(device)
+        self._decoder = decoder
+        self._runner = Runner(
+            decoder,
+            num_blocks=num_cache_blocks(cfg, decoder.shape, decoder.embed.weight.dtype, device),
+            block_size=cfg.engine_block_size,
+            num_slots=cfg.engine_max_running,
+            device=device,
+            shares_prefixes=not cfg.deterministic_mode,
+        )
+        self._core = Core(
+            self._runner,
+            Stops(tokenizer, eos_token_ids),
+            num_slots=cfg.engine_max_running,
+            prefill_tokens=cfg.engine_prefill_tokens,
+            version=version,
+            is_late=device.type == "cuda" if is_late is None else is_late,
+        )
+        self._pump_task: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    @property
+    def num_preempted(self) -> int:
+        """How often a sequence lost its blocks to an earlier one and had to compute them again."""
+        return self._core.scheduler.num_preempted
+
+    def add(self, request: Request) -> Awaitable[Completion]:
+        """A future of the request's completion; the request is queued before this returns.
+
+        Wants a running event loop. Raises EngineError for what can never be served. Cancelling the
+        future ends the request.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Completion] = loop.create_future()
+
+        def deliver(done: Completion | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(done, Exception):
+                future.set_exception(done)
+            else:
+                future.set_result(done)
+
+        def drop_if_cancelled(future: asyncio.Future[Completion]) -> None:
+            if future.cancelled():
+                self._core.abort({request.id})
+
+        self._queue(request, deliver)
+        future.add_done_callback(drop_if_cancelled)
+        if self._pump_task is None or self._pump_task.done():
+            self._pump_task = loop.create_task(self._pump())
+        return future
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """The completions of these requests, in their order, without an event loop."""
+        given: list[Completion | Exception | None] = [None] * len(requests)
+        for place, request in enumerate(requests):
+            self._queue(request, lambda done, place=place: given.__setitem__(place, done))
+        while self._core.has_work:
+            self.step()
+        completions = []
+        for done in given:
+            if isinstance(done, Exception):
+                raise done
+            assert done is not None, "the engine is idle, yet a request has no completion"
+            completions.append(done)
+        return completions
+
+    def step(self) -> None:
+        """Does one step of all that is live; see the class for what happens when it raises."""
+        try:
+            self._core.step()
+        except Exception as error:
+            log.exception("a step of the engine raised; every live request fails")
+            self._core.fail(error)
+
+    async def abort(self, ids: Sequence[str] | None = None) -> None:
+        """Ends the named requests, or all; their futures resolve with ABORT and what they wrote.
+
+        Tokens of launched work count, so nothing is lost. Ids that are not live are ignored.
+        """
+        self._core.abort(None if ids is None else set(ids))
+
+    def update(self, weights: Weights) -> None:
+        """Takes new weights; later tokens carry their version, cached prefixes are dropped.
+
+        Shared weights are in place already. Others are copied by Hugging Face name into the
+        decoder's own tensors; SyncError if one is unknown, missing or of another size. Running
+        sequences keep the keys and values that they have: those are of the version they were
+        computed by, and `version_C` says for each token which weights chose it.
+        """
+        self._core.drain()
+        if not weights.is_shared:
+            self._copy(weights)
+        self._core.version = weights.version
+        self._core.forget()
+
+    def forget(self) -> None:
+        """Drops cached prefixes; an idle engine is then as new, so what it computes next depends
+        on nothing before."""
+        self._core.forget()
+
+    def sleep(self) -> None:
+        """Gives the cache's memory back; EngineError while requests are live."""
+        if self._core.has_work:
+            raise EngineError("the engine cannot sleep while requests are live; abort them first")
+        self._core.forget()
+        self._runner.release()
+
+    def wake(self) -> None:
+        """Makes the cache again; nothing if it is there."""
+        self._runner.allocate()
+
+    def stats(self) -> EngineStats:
+        """What it does now, and counts since it was made."""
+        core = self._core
+        return EngineStats(
+            version=core.version,
+            num_running=core.scheduler.num_running,
+            num_waiting=len(core.scheduler.waiting),
+            num_cache_blocks=core.pool.num_blocks,
+            num_free_blocks=core.pool.num_available,
+            num_generated_tokens=core.num_generated,
+            num_prefill_tokens=core.num_prefilled,
+            num_cached_tokens=core.num_cached,
+            is_asleep=not self._runner.is_allocated,
+        )
+
+    def state_digest(self) -> Mapping[str, int]:
+        """A digest of every tensor it samples with, by Hugging Face name."""
+        named = self._decoder.named_parameters()
+        return digest_all(to_hugging_face(self._decoder.shape, named))
+
+    def canary(self, tokens_T: np.ndarray) -> np.ndarray:
+        """The log-prob of each token given those before it, `[T]`, 0 at the first; through the
+        paged path, at temperature 1, beside whatever runs."""
+        return self._runner.logprobs(tokens_T)
+
+    def close(self) -> None:
+        """Fails what is live and gives the cache's memory back; nothing can be added after."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._core.fail(EngineError("the engine was closed"))
+        self._runner.release()
+
+    async def _pump(self) -> None:
+        """Takes requests, gives completions; waits for nothing but its turn; woken by `add`."""
+        try:
+            while self._core.has_work:
+                self.step()
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            # the loop is closing, and with it everybody who waits for these
+            self._core.abort(None)
+            raise
+
+    def _queue(self, request: Request, deliver) -> None:
+        if self._is_closed:
+            raise EngineError(f"request {request.id} came after the engine was closed")
+        if not self._runner.is_allocated:
+            raise EngineError(f"request {request.id} came while the engine sleeps; wake it first")
+        self._core.queue(request, deliver)
+
+    @torch.no_grad()
+    def _copy(self, weights: Weights) -> None:
+        mine = dict(self._decoder.named_parameters())
+        missing = set(mine)
+        try:
+            for name, tensor in from_hugging_face(self._decoder.shape, weights.named):
+                if name not in mine or mine[name].shape != tensor.shape:
+                    size = tuple(mine[name].shape) if name in mine else "no such tensor"
+                    raise SyncError(
+                        f"weight update {weights.version} brought {name} of size "
+                        f"{tuple(tensor.shape)}, this engine has {size}; is it the same model?"
+                    )
+                mine[name].copy_(tensor)
+                missing.discard(name)
+        except CheckpointError as error:
+            raise SyncError(f"weight update {weights.version}: {error}") from error
+        if missing:
+            raise SyncError(
+                f"weight update {weights.version} lacks {len(missing)} tensors, first "
+                f"{min(missing)}; the engine now holds a mixture and must be updated again"
+            )

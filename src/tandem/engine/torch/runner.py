@@ -1,0 +1,261 @@
+"""Runs the decoder over the paged cache and draws tokens: everything of a step on the device.
+
+The host hands in numpy arrays about a few rows and gets a `Drawn`, which it may read later. The
+newest token of every slot stays on the device, so a decode step needs nothing of the one before it
+from the host.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tandem.engine.torch.attend import DecodeAttend, GroupedDecodeAttend, PrefillAttend
+from tandem.engine.torch.grouping import find_groups, suffixes
+from tandem.kernels.head import token_logprobs
+from tandem.kernels.sample import choose_tokens, uniform
+from tandem.models.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How R rows choose their next token.
+
+    `integers_R6` holds a column each for slot, top-k, seed, prompt, sample and place (the index in
+    its sequence of the token that is drawn). `forbidden` lists (row, token id) pairs.
+    """
+
+    integers_R6: np.ndarray  # int64
+    temperature_R: np.ndarray  # float32
+    top_p_R: np.ndarray  # float32
+    forbidden: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Chunks of S sequences, packed; a token is drawn after each of the positions `last_R`."""
+
+    tokens_T: np.ndarray  # int64
+    positions_T: np.ndarray  # int64
+    places_T: np.ndarray  # int64: block id * block size + offset of each token
+    bounds_S: np.ndarray  # int32, S + 1
+    lengths_S: np.ndarray  # int32, the cached tokens before a chunk and its own
+    table_SB: np.ndarray  # int32
+    last_R: np.ndarray  # int64, in T
+    draws: Draws
+    copies: list[tuple[int, int]]  # blocks, from and to, once the chunks are computed
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """The newest token of each of R slots, which draw another."""
+
+    positions_R: np.ndarray  # int64
+    places_R: np.ndarray  # int64
+    lengths_R: np.ndarray  # int32, the newest token included
+    table_RB: np.ndarray  # int32
+    rank_R: np.ndarray  # rows of one group are neighbours and have one rank
+    draws: Draws
+
+
+class Drawn:
+    """Tokens and log-probs that are being computed."""
+
+    def __init__(self, tokens_R: Tensor, logprobs_R: Tensor) -> None:
+        self._event = None
+        if tokens_R.is_cuda:
+            self._tokens_R, self._logprobs_R = _to_host(tokens_R), _to_host(logprobs_R)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._tokens_R, self._logprobs_R = tokens_R, logprobs_R
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, log-probs), waiting for the device if it must."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tokens_R.numpy(), self._logprobs_R.numpy()
+
+
+class Runner:
+    """Owns the cache and the newest token of each slot; reads the decoder's parameters."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        device: torch.device,
+        shares_prefixes: bool,
+    ) -> None:
+        self.decoder, self.device = decoder, device
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self._shares_prefixes = shares_prefixes  # then bits depend on what is batched together
+        self._newest_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._cache: Tensor | None = None
+        self.allocate()
+
+    @property
+    def is_allocated(self) -> bool:
+        return self._cache is not None
+
+    def allocate(self) -> None:
+        """Makes the cache, `[L, 2, B, block, K, H]`: keys and values of every layer."""
+        if self._cache is None:
+            self._cache = self._new_cache(self.num_blocks)
+
+    def release(self) -> None:
+        """Gives the cache's memory back."""
+        self._cache = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def prefill(self, batch: Prefill) -> Drawn:
+        """Computes chunks, copies blocks, and draws a token for every row of `batch.draws`."""
+        assert self._cache is not None, "the cache is released"
+        hidden_TD = self._prefill(self._cache, batch)
+        if batch.copies:
+            source, target = (
+                self._tensor(np.array(ids)) for ids in zip(*batch.copies, strict=True)
+            )
+            for layer in self._cache:  # one at a time, to bound the copy between
+                layer.index_copy_(1, target, layer.index_select(1, source))
+        return self._draw(hidden_TD.index_select(0, self._tensor(batch.last_R)), batch.draws)
+
+    @torch.no_grad()
+    def decode(self, batch: Decode) -> Drawn:
+        """Computes the newest token of each row's slot and draws the next."""
+        assert self._cache is not None, "the cache is released"
+        attend = self._decode_attend(self._cache, batch)
+        tokens_R = self._newest_S.index_select(0, self._tensor(batch.draws.integers_R6[:, 0]))
+        hidden_RD = self.decoder(tokens_R, self._tensor(batch.positions_R), attend)
+        return self._draw(hidden_RD, batch.draws)
+
+    @torch.no_grad()
+    def logprobs(self, tokens_T: np.ndarray) -> np.ndarray:
+        """The log-prob of each token given those before it, `[T]`, 0 at the first.
+
+        By the path that samples, in a small cache of its own: what runs is not disturbed.
+        """
+        length = len(tokens_T)
+        num_blocks = -(-length // self.block_size)
+        tokens_T = np.ascontiguousarray(tokens_T, dtype=np.int64)
+        batch = Prefill(
+            tokens_T=tokens_T,
+            positions_T=np.arange(length),
+            places_T=np.arange(length),
+            bounds_S=np.array([0, length], dtype=np.int32),
+            lengths_S=np.array([length], dtype=np.int32),
+            table_SB=np.arange(num_blocks, dtype=np.int32)[None],
+            last_R=np.zeros(0, dtype=np.int64),
+            draws=_NO_DRAWS,
+            copies=[],
+        )
+        hidden_TD = self._prefill(self._new_cache(num_blocks), batch)
+        logprobs_T = np.zeros(length, dtype=np.float32)
+        if length > 1:
+            targets = self._tensor(tokens_T[1:])
+            values, _ = token_logprobs(hidden_TD[:-1], self.decoder.head_weight, targets)
+            logprobs_T[1:] = values.cpu().numpy()
+        return logprobs_T
+
+    def _prefill(self, cache: Tensor, batch: Prefill) -> Tensor:
+        attend = PrefillAttend(
+            cache,
+            places_T=self._tensor(batch.places_T),
+            bounds_S=self._tensor(batch.bounds_S),
+            table_SB=self._tensor(batch.table_SB),
+            lengths_S=self._tensor(batch.lengths_S),
+            longest=int(np.diff(batch.bounds_S).max()),
+        )
+        tokens_T, positions_T = self._tensor(batch.tokens_T), self._tensor(batch.positions_T)
+        return self.decoder(tokens_T, positions_T, attend)
+
+    def _decode_attend(self, cache: Tensor, batch: Decode) -> DecodeAttend | GroupedDecodeAttend:
+        places_R = self._tensor(batch.places_R)
+        if self._shares_prefixes:
+            full_R = (batch.lengths_R - 1) // self.block_size
+            groups = find_groups(batch.table_RB, full_R, batch.rank_R)
+            if groups.is_shared:
+                shared_R, shared_G = groups.shared_R, groups.shared_G
+                first_G = groups.bounds_G[:-1]
+                return GroupedDecodeAttend(
+                    cache,
+                    places_R=places_R,
+                    prefix_table_GB=self._tensor(batch.table_RB[first_G, : shared_G.max()]),
+                    prefix_lengths_G=self._tensor(shared_G * np.int32(self.block_size)),
+                    bounds_G=self._tensor(groups.bounds_G),
+                    suffix_table_RB=self._tensor(suffixes(batch.table_RB, shared_R)),
+                    suffix_lengths_R=self._tensor(
+                        batch.lengths_R - shared_R * np.int32(self.block_size)
+                    ),
+                )
+        return DecodeAttend(
+            cache,
+            places_R=places_R,
+            table_RB=self._tensor(batch.table_RB),
+            lengths_R=self._tensor(batch.lengths_R),
+        )
+
+    def _draw(self, hidden_RD: Tensor, draws: Draws) -> Drawn:
+        slot_R, top_k_R, seed_R, prompt_R, sample_R, place_R = self._tensor(
+            draws.integers_R6
+        ).unbind(1)
+        temperature_R, top_p_R = self._tensor(draws.temperature_R), self._tensor(draws.top_p_R)
+        logits_RV = self.decoder.logits(hidden_RD)
+        u_R = uniform(seed_R, prompt_R, sample_R, place_R)
+        how = (u_R, temperature_R, top_p_R, top_k_R)
+        if draws.forbidden is None:
+            tokens_R, logprobs_R = choose_tokens(logits_RV, *how)
+        else:
+            rows, ids = (self._tensor(array) for array in draws.forbidden)
+            allowed_RV = logits_RV.index_put((rows, ids), logits_RV.new_tensor(float("-inf")))
+            tokens_R, logprobs_R = choose_tokens(allowed_RV, *how)
+            # what is trained is the distribution that forbids nothing
+            rows = self._tensor(np.unique(draws.forbidden[0]))
+            logprobs_R[rows] = _logprobs_of(tokens_R[rows], logits_RV[rows], temperature_R[rows])
+        self._newest_S.index_copy_(0, slot_R, tokens_R)
+        return Drawn(tokens_R, logprobs_R)
+
+    def _new_cache(self, num_blocks: int) -> Tensor:
+        shape = self.decoder.shape
+        # a kernel may read past a row's end and mask what it read, which NaN would survive
+        return torch.zeros(
+            (
+                shape.num_layers,
+                2,
+                num_blocks,
+                self.block_size,
+                shape.num_key_heads,
+                shape.head_size,
+            ),
+            dtype=self.decoder.embed.weight.dtype,
+            device=self.device,
+        )
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+_NO_DRAWS = Draws(
+    np.zeros((0, 6), dtype=np.int64), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32)
+)
+
+
+def _logprobs_of(tokens_R: Tensor, logits_RV: Tensor, temperature_R: Tensor) -> Tensor:
+    """As `choose_tokens` gives them."""
+    inverse_R = 1 / torch.where(temperature_R > 0, temperature_R, 1.0)
+    logprobs_RV = torch.log_softmax(logits_RV.float() * inverse_R[:, None], dim=-1)
+    return logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
