@@ -80,12 +80,12 @@ def prompt_of(index: int) -> Prompt:
 
 
 def stage_of(engine, events, *, concurrency=100, progress=None) -> RolloutStage:
-    cfg = RolloutConfig(rollout_max_response_len=4, rollout_max_context_len=6)
+    cfg = RolloutConfig(rollout_max_response_len=4)
     return RolloutStage(
         source=Numbers(),
         groups=GroupSampler(engine, LengthReward(), Words(), concurrency=concurrency),
         sampling=training_sampling(cfg),
-        cfg=cfg,
+        max_context=6,
         batch_size=5,
         num_samples=3,
         seed=7,
@@ -173,7 +173,7 @@ def test_evaluation_asks_each_set_with_its_own_settings_and_seed():
         )
         for name, length in (("short", 2), ("long", 6))
     ]
-    evaluation = Evaluator(sets, groups, seed=7, max_context=None, events=events).evaluate()
+    evaluation = Evaluator(sets, groups, seed=7, max_context=100, events=events).evaluate()
     assert {name: len(rows) for name, rows in evaluation.groups.items()} == {"short": 3, "long": 3}
     assert evaluation.metrics["eval/short"] == 2 and evaluation.metrics["eval/long"] == 6
     assert evaluation_seed(7, "short") != evaluation_seed(7, "long") != 7

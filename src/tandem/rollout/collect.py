@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tandem.config import RolloutConfig
 from tandem.contracts import Engine, Reward, Source
 from tandem.rollout.events import EventLoop
 from tandem.rollout.generate import Decodes, blank_sample, generate
@@ -67,7 +66,7 @@ class RolloutStage:
         source: Source,
         groups: GroupSampler,
         sampling: Sampling,
-        cfg: RolloutConfig,
+        max_context: int | None,
         batch_size: int,
         num_samples: int,
         seed: int,
@@ -77,7 +76,7 @@ class RolloutStage:
         self._source = source
         self._groups = groups
         self._sampling = sampling
-        self._cfg = cfg
+        self._max_context = max_context
         self._batch_size = batch_size
         self._num_samples = num_samples
         self._seed = seed
@@ -115,7 +114,7 @@ class RolloutStage:
                     self._sampling,
                     num_samples=self._num_samples,
                     seed=self._seed,
-                    max_context=self._cfg.rollout_max_context_len,
+                    max_context=self._max_context,
                     on_sample=on_sample,
                 )
                 for prompt in prompts

@@ -30,7 +30,7 @@ class Evaluator:
         groups: GroupSampler,
         *,
         seed: int,
-        max_context: int | None,
+        max_context: int,
         events: EventLoop,
         progress: Progress | None = None,
     ) -> None:
@@ -67,6 +67,7 @@ class Evaluator:
         self, one: EvaluationSet, on_sample: Callable[[], None]
     ) -> tuple[Group, ...]:
         sampling = evaluation_sampling(one.cfg)
+        context = min(self._max_context, one.cfg.max_context_len or self._max_context)
         groups = await asyncio.gather(
             *(
                 self._groups.sample(
@@ -74,7 +75,7 @@ class Evaluator:
                     sampling,
                     num_samples=one.cfg.n_samples_per_eval_prompt,
                     seed=evaluation_seed(self._seed, one.cfg.name),
-                    max_context=one.cfg.max_context_len or self._max_context,
+                    max_context=context,
                     is_evaluation=True,
                     on_sample=on_sample,
                 )

@@ -33,7 +33,7 @@ class SupervisedStage:
         self._events = events
 
     def collect(self, step: int) -> Rollout:
-        """`batch_size` groups of one conversation each; raises DataError where nothing is learned."""
+        """`batch_size` groups of one conversation each; DataError where nothing is learned."""
         started_s = time.perf_counter()
         groups = self._events.run(self._collect())
         seconds = time.perf_counter() - started_s

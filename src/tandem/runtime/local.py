@@ -1,0 +1,252 @@
+"""Every stage in one process: a laptop, one GPU, a test, a debugger."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tandem.checkpoint.find import Found
+from tandem.config import Config, check_expectations, check_files, complete, flat
+from tandem.contracts import Engine, Sampler
+from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
+from tandem.engine.torch.engine import TorchEngine
+from tandem.errors import ConfigError
+from tandem.loop import Devices, Stages, train
+from tandem.models.decoder import Decoder
+from tandem.models.shape import Shape, read_shape
+from tandem.observe import RunLog, get_logger, set_up_logging
+from tandem.rewards import RewardStage
+from tandem.rollout import (
+    EvaluationSet,
+    Evaluator,
+    EventLoop,
+    GroupSampler,
+    RolloutStage,
+    SupervisedStage,
+    training_sampling,
+)
+from tandem.runtime.saving import Saver, resume
+from tandem.runtime.signals import stop_on_signals
+from tandem.runtime.weights import find_start, policy_decoder, reference_decoder
+from tandem.sync import SharedSync
+from tandem.train import build_trainer
+from tandem.types import Prompt
+
+
+def run(cfg: Config) -> None:
+    """Builds the stages and drives them to the last rollout.
+
+    Raises a TandemError for what the user can mend, Stopped when asked to end.
+    """
+    set_up_logging()
+    check_files(cfg)
+    with ExitStack() as stack:
+        events = EventLoop()
+        stack.callback(events.close)
+        stack.enter_context(stop_on_signals(events.stop, get_logger("run").warning))
+        stages, cfg = build(cfg, events, stack)
+        train(cfg, stages)
+
+
+def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Config]:
+    """Every stage of the run, and the configuration once the prompts are counted.
+
+    What must be closed at the end is pushed on `stack`. Cheap checks come first, so that a wrong
+    path or flag is said before any model is loaded.
+    """
+    device = device_of(cfg)
+    opened = open_inputs(cfg)
+    cfg = complete(cfg, opened.source.prompts_per_epoch)
+    num_rollout = cfg.data.num_rollout
+    assert num_rollout is not None, "the prompts are counted"
+    found = find_start(cfg)
+    decoder = policy_decoder(cfg, opened.shape, found, device)
+    reference = reference_decoder(cfg, opened.shape, device)
+    trainer = build_trainer(cfg, decoder, reference, num_rollout=num_rollout)
+    engine = build_engine(cfg, decoder, opened, device, stack)
+    reward = RewardStage(cfg.reward, flat(cfg))
+    stack.callback(reward.close)
+    start = cfg.data.start_rollout_id
+    start = found.start_rollout_id if start is None else start
+    log = stack.enter_context(open_log(cfg, found, start, num_rollout))
+    groups = GroupSampler(
+        engine, reward, opened.tokenizer, concurrency=cfg.engine.sglang_server_concurrency
+    )
+    sampler = build_sampler(cfg, opened, groups, events, log)
+    if found.is_resume:
+        resume(found, trainer, sampler, with_optimizer=not cfg.checkpoint.no_load_optim)
+    saved = found.start_rollout_id - 1 if cfg.checkpoint.load == cfg.checkpoint.save else -1
+    stages = Stages(
+        sampler=sampler,
+        evaluator=build_evaluator(cfg, opened, groups, events, log),
+        trainer=trainer,
+        sync=SharedSync([engine], dtype=dtype_name(decoder)),
+        log=log,
+        devices=Devices(),
+        layout=trainer.layout,
+        start=start,
+        num_rollout=num_rollout,
+        rollouts_per_epoch=rollouts_per_epoch(cfg, opened.source),
+        save=Saver(cfg, trainer, saved=saved).save,
+    )
+    return stages, cfg
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """What a run reads before it builds anything."""
+
+    shape: Shape
+    tokenizer: Any
+    source: "PromptSource | NoPrompts"
+    held_out: Sequence[EvaluationSet]
+    max_context: int
+
+
+def open_inputs(cfg: Config) -> Inputs:
+    """The model's shape, tokenizer and all prompts; raises ConfigError and DataError."""
+    folder = cfg.model.hf_checkpoint
+    assert folder is not None, "rules refuse a run without --hf-checkpoint"
+    check_expectations(cfg.expectations, json.loads((Path(folder) / "config.json").read_text()))
+    shape = read_shape(folder)
+    tokenizer = load_tokenizer(folder)
+    is_supervised = cfg.algo.loss_type == "sft_loss"
+    source: PromptSource | NoPrompts = NoPrompts()
+    if cfg.data.prompt_data is not None:
+        source = PromptSource(cfg.data, tokenizer, is_sft=is_supervised)
+    sets = [
+        EvaluationSet(cfg=one, prompts=load_eval_prompts(one, tokenizer).prompts)
+        for one in cfg.eval.eval_sets
+    ]
+    limits = [shape.max_positions, cfg.rollout.rollout_max_context_len or shape.max_positions]
+    return Inputs(
+        shape=shape, tokenizer=tokenizer, source=source, held_out=sets, max_context=min(limits)
+    )
+
+
+class NoPrompts:
+    """The source of a run that only evaluates."""
+
+    prompts_per_epoch = 0
+
+    def take(self, count: int) -> Sequence[Prompt]:
+        raise ConfigError("--prompt-data is not set, and this run has rollouts to sample; set it")
+
+    def state(self) -> Mapping[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore: nothing will be taken."""
+
+
+def device_of(cfg: Config) -> torch.device:
+    """The device that everything runs on; raises ConfigError for one that is not there."""
+    has_cuda = torch.cuda.is_available()
+    if cfg.cluster.device == "cuda" and not has_cuda:
+        raise ConfigError("--device cuda: this machine shows no CUDA device; set --device cpu")
+    return torch.device("cuda" if has_cuda and cfg.cluster.device != "cpu" else "cpu")
+
+
+def dtype_name(decoder: Decoder) -> str:
+    """The dtype that the model computes in, as torch spells it."""
+    return str(decoder.head_weight.dtype).removeprefix("torch.")
+
+
+def build_engine(
+    cfg: Config, decoder: Decoder, opened: Inputs, device: torch.device, stack: ExitStack
+) -> Engine:
+    """The embedded engine, which reads the trainer's own tensors."""
+    engine = TorchEngine(decoder, opened.tokenizer, cfg.engine, device, opened.shape.eos_token_ids)
+    stack.callback(engine.close)
+    return engine
+
+
+def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
+    """The run's log, with everything said that a user must know before the first step."""
+    assert cfg.observe.run_dir is not None, "resolve names a run folder"
+    log = RunLog(Path(cfg.observe.run_dir), cfg, start=start, num_rollout=num_rollout)
+    log.note(f"run folder: {cfg.observe.run_dir}")
+    if found.is_fallback:
+        log.warn(found.message)
+    else:
+        log.note(found.message)
+    for note in cfg.notes:
+        log.note(note)
+    if 0 < num_rollout <= start:
+        log.warn(
+            f"nothing to do: the next rollout is {start} and --num-rollout {num_rollout} is the "
+            "end of the whole run; set a larger --num-rollout to go on"
+        )
+    return log
+
+
+def build_sampler(
+    cfg: Config, opened: Inputs, groups: GroupSampler, events: EventLoop, log: RunLog
+) -> Sampler:
+    """The rollout stage, or supervised data in its place."""
+    batch_size = cfg.data.rollout_batch_size
+    assert batch_size is not None, "rules refuse a run without --rollout-batch-size"
+    if cfg.algo.loss_type == "sft_loss":
+        return SupervisedStage(
+            source=opened.source,
+            mask=masking(cfg, opened.tokenizer),
+            tokenizer=opened.tokenizer,
+            batch_size=batch_size,
+            events=events,
+        )
+    return RolloutStage(
+        source=opened.source,
+        groups=groups,
+        sampling=training_sampling(cfg.rollout),
+        max_context=opened.max_context,
+        batch_size=batch_size,
+        num_samples=cfg.data.n_samples_per_prompt,
+        seed=cfg.data.rollout_seed,
+        events=events,
+        progress=partial(log.progress, "sampling"),
+    )
+
+
+def masking(cfg: Config, tokenizer: Any) -> Callable[[Prompt], tuple[Any, Any]]:
+    """How a conversation becomes tokens and the mask of those to learn."""
+
+    def mask(prompt: Prompt) -> tuple[Any, Any]:
+        masked = mask_question(
+            tokenizer,
+            prompt,
+            mask_type=cfg.data.loss_mask_type,
+            apply_chat_template=cfg.data.apply_chat_template,
+            kwargs=cfg.data.apply_chat_template_kwargs,
+        )
+        return masked.tokens_T, masked.mask_T
+
+    return mask
+
+
+def build_evaluator(
+    cfg: Config, opened: Inputs, groups: GroupSampler, events: EventLoop, log: RunLog
+) -> Evaluator:
+    """Every held-out set, through the same engine and rewards."""
+    return Evaluator(
+        opened.held_out,
+        groups,
+        seed=cfg.data.rollout_seed,
+        max_context=opened.max_context,
+        events=events,
+        progress=partial(log.progress, "evaluation"),
+    )
+
+
+def rollouts_per_epoch(cfg: Config, source: "PromptSource | NoPrompts") -> int:
+    """After how many rollouts the prompts have all been seen, where the run is counted in epochs.
+
+    0 where it is not: then the end of an epoch triggers nothing.
+    """
+    if cfg.data.num_epoch is None or not cfg.data.rollout_batch_size:
+        return 0
+    return source.prompts_per_epoch // cfg.data.rollout_batch_size

@@ -1,0 +1,49 @@
+"""What a checkpoint of a run holds, and how a run goes on from one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tandem.checkpoint.find import Found
+from tandem.config import Config, to_dict
+from tandem.contracts import Sampler
+from tandem.errors import CheckpointError
+from tandem.train import LocalTrainer
+
+SAMPLER, SETTINGS = "sampler", "settings"
+"""Keys of a checkpoint's `extra`, beside the trainer's own."""
+
+
+class Saver:
+    """Saves the trainer, the place in the data and the settings, once for each rollout."""
+
+    def __init__(self, cfg: Config, trainer: LocalTrainer, *, saved: int) -> None:
+        """`saved` is the last rollout that the folder holds already, -1 when there is none."""
+        self._cfg = cfg.checkpoint
+        self._settings = to_dict(cfg)
+        self._trainer = trainer
+        self._saved = saved
+
+    def save(self, rollout: int, sampler_state: Mapping[str, Any]) -> None:
+        """Writes iteration `rollout`; nothing to do without --save or when it is there already."""
+        if self._cfg.save is None or rollout <= self._saved:
+            return
+        extra = {SAMPLER: dict(sampler_state), SETTINGS: self._settings}
+        with_optimizer = not self._cfg.no_save_optim
+        self._trainer.save(self._cfg.save, rollout, extra, with_optimizer=with_optimizer)
+        self._saved = rollout
+
+
+def resume(found: Found, trainer: LocalTrainer, sampler: Sampler, *, with_optimizer: bool) -> None:
+    """Puts trainer and sampler where the checkpoint left them.
+
+    Raises CheckpointError when it holds no run, DataError when the prompts are others now.
+    """
+    assert found.path is not None, "a run to go on with lies in a folder"
+    load = trainer.load if with_optimizer else trainer.load_weights
+    extra = load(found.path, found.iteration)
+    if SAMPLER not in extra:
+        raise CheckpointError(
+            f"{found.path} iteration {found.iteration} holds weights but no place in the data; "
+            "pass --finetune to start a new run from its weights"
+        )
+    sampler.restore(extra[SAMPLER])
