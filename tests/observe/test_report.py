@@ -1,5 +1,6 @@
 import pytest
 
+from tandem.errors import DataError
 from tandem.observe.journal import append_lines, write_json
 from tandem.observe.plot import draw_run, running_mean
 from tandem.observe.report import PLOT_FILE, duration, thin_out, write_report
@@ -68,6 +69,11 @@ def test_without_matplotlib_the_report_says_how_to_get_the_plot(run_dir):
 
 def test_report_of_an_empty_folder_says_so(tmp_path):
     assert "Nothing was measured yet." in write_report(tmp_path).read_text()
+
+
+def test_report_of_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="there is no run folder"):
+        write_report(str(tmp_path / "nowhere"))
 
 
 def test_thinned_rows_keep_both_ends():

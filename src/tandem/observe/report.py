@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tandem.errors import DataError
 from tandem.observe.journal import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -55,12 +56,21 @@ Row = Mapping[str, Any]
 Lines = list[str]
 
 
-def write_report(run_dir: Path, *, draw: Draw | None = None, has_plotter: bool = True) -> Path:
+def write_report(
+    run_dir: Path | str, *, draw: Draw | None = None, has_plotter: bool = True
+) -> Path:
     """The path of the report that was written about a run folder, with its plot beside it.
 
     Works on a run that is going on or was killed, too. `draw` makes the plot: matplotlib's by
-    default, where it is installed and `has_plotter` is not False.
+    default, where it is installed and `has_plotter` is not False. Raises DataError when there is
+    no such folder.
     """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise DataError(
+            f"there is no run folder {run_dir}; name the folder that holds {METRICS_FILE} "
+            "(--run-dir of the run, else its --save)"
+        )
     draw = draw or (find_plotter() if has_plotter else None)
     rows = read_rows(run_dir / METRICS_FILE)
     run = read_json(run_dir / RUN_FILE) or {"starts": [], "end": None, "num_rollout": None}
@@ -116,8 +126,8 @@ def _picture(rows: Sequence[Row], draw: Draw | None) -> Lines:
         return ["Nothing was measured yet.", ""]
     if draw is None:
         return [
-            "No plot: matplotlib is not installed; `pip install 'tandem-rl[plot]'` brings one into"
-            " the next report.",
+            "No plot: matplotlib is not installed. Run `pip install 'tandem-rl[plot]'`, then"
+            " `tandem report` with this folder.",
             "",
         ]
     return [f"![reward by step]({PLOT_FILE})", ""]
