@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from tandem.config.legacy import check_expectations
 from tandem.config.parse import parse
 from tandem.errors import CheckpointError, ConfigError
 from tandem.models.shape import Shape, read_shape
-from tandem.observe.log import get_logger, set_up_logging
+from tandem.observe.log import get_logger
 
 _logger = get_logger("checkpoint")
 
@@ -93,7 +93,6 @@ def convert_command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("way", choices=ways)
     chosen = parser.parse_args(argv[:1])
-    set_up_logging(level=logging.INFO)
     return ways[chosen.way](argv[1:])
 
 
@@ -113,9 +112,9 @@ def _to_torch_dist_command(argv: Sequence[str]) -> int:
         raise ConfigError(failures)
     unused = [f"--{name.replace('_', '-')}" for name in given.values]
     if unused:
-        _logger.info("without effect on a conversion: %s", ", ".join(unused))
+        _say(f"without effect on a conversion: {', '.join(unused)}")
     written = hf_to_torch_dist(chosen.hf_checkpoint, chosen.save, expected=given.expectations)
-    _logger.info("wrote %s; use it as --ref-load %s", written, chosen.save)
+    _say(f"wrote {written}; use it as --ref-load {chosen.save}")
     return 0
 
 
@@ -141,7 +140,7 @@ def _to_hugging_face_command(argv: Sequence[str]) -> int:
     add("--model-name", help="without effect: the origin's config names the model")
     chosen = parser.parse_args(argv)
     if chosen.model_name:
-        _logger.info("--model-name has no effect: the origin's config names the model")
+        _say("--model-name has no effect: the origin's config names the model")
     written = torch_dist_to_hf(
         chosen.input_dir,
         chosen.output_dir,
@@ -151,7 +150,7 @@ def _to_hugging_face_command(argv: Sequence[str]) -> int:
         chunk_bytes=chosen.chunk_size,
         vocab_size=chosen.vocab_size,
     )
-    _logger.info("wrote %s", written)
+    _say(f"wrote {written}")
     return 0
 
 
@@ -189,6 +188,10 @@ def _from_checkpoint(
             if own not in ours:
                 _logger.warning("%s comes from %s", own, origin)
                 yield own, tensor
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
 
 
 def _bytes_of(text: str) -> int:

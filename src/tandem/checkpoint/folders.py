@@ -7,6 +7,7 @@ finds it under its `.old` name, so there is no moment without a whole folder.
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tandem.errors import CheckpointError
@@ -46,12 +47,18 @@ def settled(final: Path) -> Path:
     return old if old.exists() and not final.exists() else final
 
 
-def publish_folder(temporary: Path, final: Path) -> None:
-    """Gives `temporary` its final name once every byte of it is on the disk."""
+def publish_folder(
+    temporary: Path, final: Path, on_stage: Callable[[str], None] = lambda stage: None
+) -> None:
+    """Gives `temporary` its final name once every byte of it is on the disk.
+
+    `on_stage` hears "aside" when an older folder stepped aside and none has the name.
+    """
     sync_tree(temporary)
     old = _old(final)
     if final.exists():
         final.rename(old)
+        on_stage("aside")
     temporary.rename(final)
     sync_folder(final.parent)
     if old.exists():

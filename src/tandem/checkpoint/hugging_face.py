@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,6 @@ def save_hugging_face(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     force: bool = False,
-    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> None:
     """Writes a model folder: `named` tensors by Hugging Face name, and all but weights of `origin`.
 
@@ -106,7 +105,6 @@ def save_hugging_face(
             raise CheckpointError(f"the weights are not those of {origin}:{report(lines)}")
         copy_companions(origin, temporary)
         _name_dtype(temporary / "config.json", dtypes)
-        on_stage("written")
         publish_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -64,7 +64,7 @@ def save(
     Every rank of `process_group` (the default group when None) calls this with its tensors, which
     may be DTensors; rank 0's `extra` is kept: JSON values, or bytes. A save of an iteration that is
     there replaces it. Whatever interrupts this, the last finished save stays loadable. `on_stage`
-    is told each stage that is reached: started, tensors, written, renamed, tracked.
+    is told each stage that is reached: started, tensors, written, aside, renamed, tracked.
     """
     final = folder_of(root, iteration)
     temporary = _first(process_group, lambda: _start(final))
@@ -81,7 +81,7 @@ def save(
     def finish() -> None:
         _write_meta(temporary, iteration, extra or {})
         on_stage("written")
-        publish_folder(temporary, final)
+        publish_folder(temporary, final, on_stage)
         on_stage("renamed")
         publish_file(final.parent / TRACKER, f"{iteration}\n")
         on_stage("tracked")
