@@ -1,0 +1,74 @@
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tandem.config.load import read_config
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHES = sorted((ROOT / "scripts").glob("run-*.sh"))
+SCRIPTS = sorted({*LAUNCHES, *ROOT.glob("scripts/models/*.sh"), *ROOT.glob("examples/**/*.sh")})
+
+ONE_PROCESS = (
+    *("--actor-num-gpus-per-node", "1"),
+    *("--rollout-num-gpus-per-engine", "1"),
+    *("--tensor-model-parallel-size", "1"),
+)
+"""What a machine with one device is told to set instead."""
+
+FAKE_PYTHON = '#!/bin/sh\nprintf "%s\\n" "$@"\n'
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def launched_words(script, folder, *words, environment=None):
+    """What a launch script hands to `python3`, told by a python3 that only repeats its words."""
+    fake = folder / "bin" / "python3"
+    fake.parent.mkdir()
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(script), *words],
+        env={
+            "PATH": f"{fake.parent}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            **(environment or {}),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_script_is_valid_bash_and_ends_no_process_by_name(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    assert not re.search(r"\b(pkill|killall)\b", text)
+
+
+@pytest.mark.parametrize("script", LAUNCHES, ids=name_of)
+def test_every_flag_of_a_launch_works_or_says_what_one_device_needs_instead(script, tmp_path):
+    program, *words = launched_words(script, tmp_path, *ONE_PROCESS)
+    assert program == "train.py"
+    _, failures = read_config(words)
+    assert failures == ()
+
+
+def test_flags_after_the_script_win_and_paths_follow_the_environment(tmp_path):
+    script = ROOT / "scripts" / "run-qwen3-4B.sh"
+    environment = {"TANDEM_DATA": "/data", "EVAL_DATA": "/held/out.jsonl"}
+    _, *words = launched_words(
+        script, tmp_path, "--num-rollout", "7", *ONE_PROCESS, environment=environment
+    )
+    cfg, failures = read_config(words)
+    assert failures == ()
+    assert cfg.data.num_rollout == 7
+    assert cfg.model.hf_checkpoint == "/data/Qwen3-4B"
+    assert cfg.checkpoint.load == cfg.checkpoint.save == "/data/Qwen3-4B_run"
+    assert [(one.name, one.path) for one in cfg.eval.eval_sets] == [("aime", "/held/out.jsonl")]
