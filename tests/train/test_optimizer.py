@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,6 +174,20 @@ def test_forgetting_makes_it_a_fresh_optimizer():
         each.step(0.1)
     for name in SHAPES:
         assert torch.equal(used[name], fresh[name])
+
+
+def test_without_a_state_every_step_is_the_first_of_a_fresh_optimizer():
+    cfg = replace(CFG, use_stateless_adam=True)
+    named, other = parameters(), parameters()
+    stateless = AdamW(named.items(), cfg)
+    assert set(stateless.tensors()) == {"optimizer.step"}
+    for step in range(3):
+        fresh = AdamW(other.items(), CFG)
+        for pair in ((named, stateless), (other, fresh)):
+            feed(pair[0], gradients(step))
+            pair[1].step(0.1)
+    for name in SHAPES:
+        assert torch.equal(named[name], other[name])
 
 
 def test_adopted_weights_are_the_new_masters():

@@ -35,8 +35,9 @@ class AdamW:
             else:
                 self._masters[name] = parameter.detach().float()
                 parameter.register_post_accumulate_grad_hook(self._summing(name))
-        self._first = {name: torch.zeros_like(m) for name, m in self._masters.items()}
-        self._second = {name: torch.zeros_like(m) for name, m in self._masters.items()}
+        kept = {} if cfg.use_stateless_adam else self._masters
+        self._first = {name: torch.zeros_like(master) for name, master in kept.items()}
+        self._second = {name: torch.zeros_like(master) for name, master in kept.items()}
         device = next(iter(self._masters.values())).device
         self._step = torch.zeros((), dtype=torch.float32, device=device)
         # Megatron's rule: norms and biases are not decayed
@@ -57,9 +58,14 @@ class AdamW:
         scale = torch.ones_like(norm)
         if self._cfg.clip_grad > 0:
             scale = ((norm + NORM_EPSILON) / self._cfg.clip_grad).clamp(min=1.0)
+        if self._cfg.use_stateless_adam:
+            self._step.zero_()
         self._step += 1
-        self._update(self._decayed, gradients, lr, self._cfg.weight_decay, scale, is_bad)
-        self._update(self._plain, gradients, lr, 0.0, scale, is_bad)
+        for names, decay in ((self._decayed, self._cfg.weight_decay), (self._plain, 0.0)):
+            # without a state, moments live for one tensor at a time
+            parts = [[name] for name in names] if self._cfg.use_stateless_adam else [names]
+            for part in filter(None, parts):
+                self._update(part, gradients, lr, decay, scale, is_bad)
         self._step -= is_bad
         self._write_back()
         self.drop_gradients()
@@ -129,13 +135,17 @@ class AdamW:
         is_bad: Tensor,
     ) -> None:
         """AdamW (arXiv:1711.05101) on the masters, gradients divided by `scale` on the way."""
-        if not names:
-            return
+        masters = [self._masters[name] for name in names]
+        if self._cfg.use_stateless_adam:
+            first, second = ([torch.zeros_like(master) for master in masters] for _ in range(2))
+        else:
+            first = [self._first[name] for name in names]
+            second = [self._second[name] for name in names]
         torch._fused_adamw_(
-            [self._masters[name] for name in names],
+            masters,
             [gradients[name] for name in names],
-            [self._first[name] for name in names],
-            [self._second[name] for name in names],
+            first,
+            second,
             [],
             [self._step] * len(names),
             lr=lr,
