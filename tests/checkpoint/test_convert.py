@@ -144,3 +144,38 @@ def test_another_model_is_refused(make_folder, tmp_path):
     other = make_folder("other", model_type="qwen2")
     with pytest.raises(CheckpointError, match=r"not known: .*q_norm"):
         torch_dist_to_hf(tmp_path / "dist", tmp_path / "out", other)
+
+
+def test_transformers_reads_what_came_back(tmp_path):
+    import tokenizers
+    import transformers
+
+    words = {word: i for i, word in enumerate(["<unk>", "<end>", "one", "two", "user"])}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", eos_token="<end>"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    config = transformers.Qwen3Config(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        dtype="bfloat16",
+    )
+    model = transformers.Qwen3ForCausalLM(config).bfloat16()
+    source = tmp_path / "source"
+    model.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+
+    hf_to_torch_dist(source, tmp_path / "dist")
+    torch_dist_to_hf(tmp_path / "dist", tmp_path / "back", source, chunk_bytes=4000)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto")
+    _assert_equal(dict(back.state_dict()), dict(model.state_dict()))
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    chat = [{"role": "user", "content": "two one"}]
+    assert read.apply_chat_template(chat, return_dict=False) == [4, 3, 2]
