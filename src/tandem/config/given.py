@@ -35,12 +35,12 @@ class Given:
         self.origins[name] = origin
 
 
-def grouped(pairs: Mapping[str, str], verb: str = "") -> tuple[str, ...]:
+def grouped(pairs: Mapping[str, str], verdict: str = "") -> tuple[str, ...]:
     """One line per reason, naming everything it holds for."""
     lines: dict[str, list[str]] = {}
     for said, reason in pairs.items():
         lines.setdefault(reason, []).append(said)
-    return tuple(f"{', '.join(said)}{verb}: {reason}" for reason, said in lines.items())
+    return tuple(f"{', '.join(said)}: {verdict}{reason}" for reason, said in lines.items())
 
 
 def wanted_words(

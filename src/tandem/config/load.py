@@ -30,7 +30,7 @@ def read_config(argv: Sequence[str], devices: int | None = None) -> tuple[Config
     given = parse(argv)
     cfg, failures = resolve(given)
     notes = given.without_effect | without_effect(cfg)
-    cfg = replace(cfg, notes=grouped(notes, " without effect"))
+    cfg = replace(cfg, notes=grouped(notes, "no effect, because "))
     ruled = [line for line in (*failures, *check(cfg, devices)) if not _follows(given, line)]
     return cfg, (*given.failures, *grouped(given.refused), *ruled)
 

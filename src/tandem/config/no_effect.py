@@ -48,7 +48,7 @@ def without_effect(cfg: Config) -> dict[str, str]:
             for name in names.split():
                 # asking for nothing, as `--kl-loss-coef 0`, needs no remark
                 if said.get(name):
-                    pairs[_told(name, said[name])] = f"they need {flag_of(gate)}"
+                    pairs[_told(name, said[name])] = f"{flag_of(gate)} is not set"
     for names, reason in _situations(cfg):
         for name in names.split():
             if name in said and said[name] is not False:

@@ -34,6 +34,7 @@ def resolve(given: Given) -> tuple[Config, tuple[str, ...]]:
     _placement(draft)
     _lengths(draft)
     _batches(draft)
+    _recomputation(draft)
     _algorithm(draft)
     _evaluation(draft)
     _schedule(draft)
@@ -124,6 +125,9 @@ def _placement(draft: Draft) -> None:
 
 
 def _lengths(draft: Draft) -> None:
+    if draft["num_rollout"] == 0:  # an evaluation alone, which takes no training prompts
+        draft.fill("rollout_batch_size", 1, "num_rollout 0")
+        draft.fill("rollout_max_response_len", draft["eval_max_response_len"], "num_rollout 0")
     context = draft["rollout_max_context_len"]
     if context is not None:
         draft.fill("rollout_max_prompt_len", context - 1, "rollout_max_context_len")
@@ -145,6 +149,12 @@ def _batches(draft: Draft) -> None:
     draft.fill("log_probs_max_tokens_per_gpu", draft["max_tokens_per_gpu"], "max_tokens_per_gpu")
     if draft["balance_by_flops"] and not draft["balance_data"]:
         draft.put("balance_data", True, "balance_by_flops")
+
+
+def _recomputation(draft: Draft) -> None:
+    if draft["recompute_granularity"] == "full":
+        draft.fill("recompute_method", "uniform", "recompute_granularity full")
+        draft.fill("recompute_num_layers", 1, "recompute_granularity full")
 
 
 def _algorithm(draft: Draft) -> None:

@@ -1,6 +1,7 @@
 """Every refusal: what cannot work, said in one go (dialect 2.10 and common sense)."""
 
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 
 from tandem.config import not_yet
@@ -53,7 +54,7 @@ def _required(cfg: Config) -> Iterator[str]:
 
 def _sampling(cfg: Config) -> Iterator[str]:
     rollout, data = cfg.rollout, cfg.data
-    if rollout.rollout_temperature <= 0:
+    if not (isfinite(rollout.rollout_temperature) and rollout.rollout_temperature > 0):
         yield (
             f"--rollout-temperature {rollout.rollout_temperature}: wanted a number above 0, "
             "because the trainer divides logits by it; greedy answers are for --eval-temperature 0"
@@ -186,8 +187,6 @@ def _optimizer(cfg: Config) -> Iterator[str]:
         yield "--only-train-params-name-list and --freeze-params-name-list exclude each other"
     if optim.use_stateless_adam and not cfg.checkpoint.no_save_optim:
         yield "--use-stateless-adam needs --no-save-optim: there is no optimizer state to save"
-    if cfg.parallel.recompute_granularity == "full" and cfg.parallel.recompute_method is None:
-        yield "--recompute-granularity full needs --recompute-method uniform or block"
 
 
 def _checkpoints(cfg: Config) -> Iterator[str]:
