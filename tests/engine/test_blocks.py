@@ -61,10 +61,11 @@ def test_a_forgetful_idle_pool_is_as_new():
     assert pool.take(5) == BlockPool(5).take(5)
 
 
+CALLS = st.sampled_from(["take", "share", "give", "name", "forget"])
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["take", "share", "give", "name", "forget"]), st.integers(0, 7)))
-)
+@given(st.lists(st.tuples(CALLS, st.integers(0, 7))))
 def test_no_sequence_of_calls_loses_a_block_or_gives_it_twice(calls):
     pool = BlockPool(NUM_BLOCKS)
     holders: list[list[int]] = []  # what each holder holds

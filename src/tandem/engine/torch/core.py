@@ -73,7 +73,7 @@ class Core:
     def step(self) -> None:
         """Launches one step of all that is live, and takes the tokens that are due."""
         if self.scheduler.num_blocks_wanted() > self.pool.num_available:
-            # what has ended gives blocks back, and what is preempted needs its tokens
+            # what has ended gives its blocks back: then perhaps nobody must be preempted
             self.drain()
         plan = self.scheduler.plan()
         assert self._launched or not plan.is_empty, "requests are live, yet none can go on"
@@ -96,19 +96,15 @@ class Core:
             if ids is None or sequence.request.id in ids:
                 self._finish(sequence, Ending.ABORT)
 
-    def fail(self, error: Exception) -> None:
-        """Ends all requests with an EngineError that tells of `error`; nothing is live after."""
+    def fail(self, why: str, cause: Exception | None = None) -> None:
+        """Ends all requests with an EngineError that says `why`; nothing is live after."""
         live, self._live, self._launched = list(self._live.values()), {}, []
         for sequence in live:
             self.scheduler.end(sequence)
         self.scheduler.forget()
         for sequence in live:
-            failure = EngineError(
-                f"a step of the engine raised {type(error).__name__}: {error}; request "
-                f"{sequence.request.id} and {len(live) - 1} others were dropped. The engine is "
-                "empty and can be used again"
-            )
-            failure.__cause__ = error
+            failure = EngineError(f"request {sequence.request.id} was dropped: {why}")
+            failure.__cause__ = cause
             sequence.deliver(failure)
 
     def forget(self) -> None:

@@ -121,7 +121,11 @@ class TorchEngine:
             self._core.step()
         except Exception as error:
             log.exception("a step of the engine raised; every live request fails")
-            self._core.fail(error)
+            self._core.fail(
+                f"a step of the engine raised {type(error).__name__}: {error}. All live requests "
+                "failed with it; the engine is empty and can be used again",
+                error,
+            )
 
     async def abort(self, ids: Sequence[str] | None = None) -> None:
         """Ends the named requests, or all; their futures resolve with ABORT and what they wrote.
@@ -190,7 +194,7 @@ class TorchEngine:
         if self._is_closed:
             return
         self._is_closed = True
-        self._core.fail(EngineError("the engine was closed"))
+        self._core.fail("the engine was closed")
         self._runner.release()
 
     async def _pump(self) -> None:
