@@ -76,7 +76,6 @@ def refusals(read):
         ("--release-train", "--release-train needs --save"),
         ("--debug-rollout-only --debug-train-only", "exclude each other"),
         ("--save-debug-rollout-data a --save-debug-train-data a", "name the same files"),
-        ("--rollout-num-gpus 1", "add --colocate"),
     ],
 )
 def test_what_cannot_work_is_refused(line, wanted, refusals):
@@ -101,6 +100,8 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
         "--fp8-format e4m3",
         "--multi-latent-attention",
         "--actor-num-nodes 2",
+        "--over-sampling-batch-size 8",
+        "--rollout-num-gpus 1",
     ],
 )
 def test_what_is_to_come_is_refused_with_not_yet(line, refusals):

@@ -17,7 +17,7 @@ NEEDS = (
     ("opsm_delta", "use_opsm"),
     ("opd_kl_coef", "use_opd"),
     ("recompute_method recompute_num_layers", "recompute_granularity"),
-    ("save_interval", "save"),
+    ("no_save_optim", "save"),
     ("apply_chat_template_kwargs", "apply_chat_template"),
     ("max_tokens_per_gpu log_probs_max_tokens_per_gpu balance_by_flops", "use_dynamic_batch_size"),
     (
@@ -69,7 +69,7 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         yield "colocate", "training and sampling share this process's device anyway"
         yield (
             "offload offload_train offload_rollout",
-            "engine and trainer of one process share the weights; only the cache is given back",
+            "engine and trainer of one process share the weights, so there is nothing to move",
         )
         yield "balance_data", "there is one data-parallel rank"
     if cfg.engine.rollout_engine == "torch":
@@ -93,9 +93,15 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
             "min_lr lr_decay_iters",
             "the learning rate does not decay (--lr-decay-style constant)",
         )
-    if cfg.checkpoint.save_interval is None:
-        yield "no_save_optim no_save_rng", "nothing is saved without --save-interval"
+    if cfg.sync.update_weight_mode == "full":
+        yield "update_weight_delta_encoding update_weight_delta_checksum", "all weights are updated"
     yield "check_weight_update_equal", "every weight update is compared anyway"
+    yield "attention_backend", "the fastest kernel that runs here is always taken"
+    yield "model_name", "the family is the model_type of the checkpoint, read once"
+    yield (
+        "no_save_rng no_load_rng",
+        "a run has no random state: every token is drawn by its own key, from --rollout-seed",
+    )
 
 
 def _foreign(cfg: Config) -> Iterator[tuple[str, str]]:

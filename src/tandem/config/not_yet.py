@@ -10,7 +10,7 @@ from typing import Any
 from tandem.config.config import Config
 from tandem.config.fields import flag_of, knobs
 
-UNSET = (None, False, (), {})
+UNSET: tuple[Any, ...] = (None, False, (), {})
 """Values of fields that ask for nothing."""
 
 
@@ -43,6 +43,24 @@ def refusals(cfg: Config, devices: int | None = None) -> Iterator[str]:
                 told = flag_of(name) if value is True else f"{flag_of(name)} {_shown(value)}"
                 instead = row.instead.format(flag=flag_of(name), here=here)
                 yield f"{told}: {said(row.what)}; {instead}"
+    yield from _pairs(cfg)
+
+
+def _pairs(cfg: Config) -> Iterator[str]:
+    """Refusals of values that are only too much beside another one."""
+    fetched, needed = cfg.rollout.over_sampling_batch_size, cfg.data.rollout_batch_size
+    if fetched is not None and needed is not None and fetched > needed:
+        yield (
+            f"--over-sampling-batch-size {fetched}: {said('sampling more prompts than needed')}; "
+            f"set {needed}, or leave it out"
+        )
+    origin = cfg.origins.get("rollout_num_gpus", "derived")
+    is_more = cfg.cluster.rollout_num_gpus == 1 and not origin.startswith("derived")
+    if cfg.cluster.runtime == "local" and is_more and not cfg.cluster.colocate:
+        yield (
+            "--rollout-num-gpus 1 asks for a device besides the trainer's: "
+            f"{said('more than one process')}; add --colocate"
+        )
 
 
 def _is_fine(value: Any, row: Row) -> bool:
@@ -136,7 +154,6 @@ ROWS = (
         "set {flag} grpo",
         ("grpo",),
     ),
-    Row("normalize_advantages", "whitening of advantages", LEAVE_OUT),
     Row(
         "custom_advantage_function_path custom_loss_function_path "
         "custom_pg_loss_reducer_function_path custom_tis_function_path",
@@ -146,7 +163,6 @@ ROWS = (
     Row("loss_type", "losses of your own", "set {flag} policy_loss", ("policy_loss", "sft_loss")),
     Row("kl_coef", "KL in the reward", "use --use-kl-loss --kl-loss-coef", (0.0,)),
     Row("ref_update_interval", "a reference that follows the policy", LEAVE_OUT),
-    Row("use_rollout_entropy", "entropy of the log-prob pass", LEAVE_OUT),
     Row(
         "use_tis get_mismatch_metrics use_opsm",
         "corrections of the trainer-engine mismatch",

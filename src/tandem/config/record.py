@@ -57,11 +57,15 @@ def from_dict(record: Mapping[str, Any]) -> Config:
 
 def _value(name: str, item: Any) -> Any:
     if name == "eval_sets":
-        return tuple(
-            EvalSet(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
-            for entry in item
-        )
+        return tuple(_eval_set(entry) for entry in item)
     return tuple(item) if isinstance(item, list) else item
+
+
+def _eval_set(entry: Mapping[str, Any]) -> EvalSet:
+    values: dict[str, Any] = {
+        key: tuple(item) if isinstance(item, list) else item for key, item in entry.items()
+    }
+    return EvalSet(**values)
 
 
 def _plain(value: Any) -> Any:

@@ -220,15 +220,6 @@ def _debugging(cfg: Config) -> Iterator[str]:
         yield "--save-debug-rollout-data and --save-debug-train-data name the same files"
 
 
-def _placement(cfg: Config) -> Iterator[str]:
-    is_asking_more = cfg.cluster.rollout_num_gpus == 1 and "rollout_num_gpus" in _said(cfg)
-    if cfg.cluster.runtime == "local" and is_asking_more and not cfg.cluster.colocate:
-        yield (
-            "--rollout-num-gpus 1 asks for a device besides the trainer's: "
-            f"{not_yet.said('more than one process')}; add --colocate"
-        )
-
-
 def _said(cfg: Config) -> set[str]:
     """Names of the fields that the user gave."""
     return {name for name, origin in cfg.origins.items() if not origin.startswith("derived")}
@@ -273,5 +264,4 @@ RULES = (
     _optimizer,
     _checkpoints,
     _debugging,
-    _placement,
 )

@@ -11,13 +11,13 @@ class ModelConfig:
     hf_checkpoint: str | None = None
     """Hugging Face folder: shapes, tokenizer, chat template and first weights. Required."""
     model_name: str | None = None
-    """Model family to use instead of the checkpoint's `model_type`."""
+    """The dialect's name of the family; the checkpoint's `model_type` decides here."""
     init: Literal["checkpoint", "random"] = "checkpoint"
     """First weights: the checkpoint's, or random ones by `--seed` (for benchmarks)."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of compute; master weights are fp32. `auto`: bf16 on cuda, fp32 on the CPU."""
-    attention_backend: Literal["auto", "flash", "torch"] = "auto"
-    """Attention kernels; `auto` and `flash` take the fastest that runs here."""
+    attention_backend: Literal["auto", "flash"] = "auto"
+    """Attention kernels; both take the fastest that runs here."""
     custom_model_provider_path: str | None = None
     """Hook `fn(pre_process, post_process, vp_stage=None) -> model`."""
     custom_megatron_init_path: str | None = None
