@@ -65,10 +65,9 @@ def torch_dist_to_hf(
 ) -> Path:
     """The Hugging Face folder that was written from a checkpoint (its root, or one iteration).
 
-    Config and tokenizer are those of `origin`. Weights keep the dtype they were saved in, or take
-    the one their run computed in. `add_missing` takes tensors that the checkpoint lacks from
-    `origin`; `vocab_size`, that of the origin's config, cuts padded rows off. Raises
-    CheckpointError.
+    Config and tokenizer are those of `origin`. Weights keep the dtype they were saved in.
+    `add_missing` takes tensors that the checkpoint lacks from `origin`; `vocab_size`, that of the
+    origin's config, cuts padded rows off. Raises CheckpointError.
     """
     source, origin = _resolve(Path(folder)), Path(origin)
     if not is_hugging_face(origin):
@@ -173,8 +172,6 @@ def _from_checkpoint(
     """The model's tensors by our name. What is there and does not fit is left to the writer."""
     saved = torch_dist.saved_tensors(source)
     ours = [name.removeprefix(MODEL) for name in saved if name.startswith(MODEL)]
-    computed = torch_dist.read_extra(source).get(torch_dist.MODEL_DTYPE)
-    dtype = None if computed is None else getattr(torch, computed)
     # in the order of the decoder, so that files come out as those of the origin
     order = [name for name in our_shapes(shape) if name in ours]
     order += sorted(set(ours) - set(order))
@@ -182,7 +179,7 @@ def _from_checkpoint(
         own = name.removeprefix(MODEL)
         if own in _VOCABULARY and cuts_vocab:
             tensor = tensor[: shape.vocab]
-        yield own, tensor if dtype is None else tensor.to(dtype)
+        yield own, tensor
     if add_missing and len(order) < len(our_shapes(shape)):
         for own, tensor in read_hugging_face(shape, origin):
             if own not in ours:

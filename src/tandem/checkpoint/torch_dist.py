@@ -41,9 +41,6 @@ META = "meta.json"
 RELEASE = "release"
 MODEL = "model."
 """What the names of model tensors begin with; the rest is ours (`layers.0.qkv.weight`)."""
-MODEL_DTYPE = "model_dtype"
-"""In `extra`: the dtype that the model computes in, where the saved master weights are wider."""
-
 FORMAT = 1
 
 Iteration = int | str
