@@ -20,6 +20,7 @@ def find_start(cfg: Config) -> Found:
         load=cfg.checkpoint.load,
         ref_load=cfg.checkpoint.ref_load,
         hf_checkpoint=cfg.model.hf_checkpoint,
+        save=cfg.checkpoint.save,
         ckpt_step=cfg.checkpoint.ckpt_step,
         ref_ckpt_step=cfg.checkpoint.ref_ckpt_step,
         finetune=cfg.checkpoint.finetune,
