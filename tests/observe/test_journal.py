@@ -4,7 +4,6 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tandem.config import Config, ObserveConfig
 from tandem.observe.journal import (
     MetricsJournal,
     append_lines,
@@ -15,7 +14,6 @@ from tandem.observe.journal import (
     resume_metrics,
     set_aside,
     to_json,
-    write_json,
 )
 
 
@@ -146,11 +144,3 @@ def test_files_of_an_earlier_run_are_moved_aside_not_lost(tmp_path):
 def test_numbers_that_are_not_finite_become_null():
     row = {"a": float("nan"), "b": np.float32("inf"), "c": np.float32(0.5), "d": np.int64(3)}
     assert json.loads(to_json(row)) == {"a": None, "b": None, "c": 0.5, "d": 3}
-
-
-def test_secrets_of_the_settings_are_not_written(tmp_path):
-    config = Config(observe=ObserveConfig(wandb_key="hush", wandb_project="mine"))
-    write_json(tmp_path / "config.json", config)
-    written = (tmp_path / "config.json").read_text()
-    assert "hush" not in written
-    assert json.loads(written)["observe"]["wandb_project"] == "mine"

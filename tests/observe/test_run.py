@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tandem.config import AlgoConfig, Config, ObserveConfig
+from tandem.errors import ConfigError, Stopped
 from tandem.observe.journal import read_rows
 from tandem.observe.run import RunLog
 from tandem.observe.timers import Span
@@ -122,6 +123,38 @@ def test_a_run_that_begins_anew_moves_the_earlier_one_aside(tmp_path, log_step):
     assert steps_in(tmp_path, "metrics.1.jsonl") == [0]
 
 
+def test_going_on_from_an_old_checkpoint_keeps_what_is_cut_off(tmp_path, log_step):
+    first = open_log(tmp_path)
+    for step in range(4):
+        log_step(first, step)
+    first.close()
+    open_log(tmp_path, start=1).close()
+    assert steps_in(tmp_path) == [0]
+    assert steps_in(tmp_path, "metrics.cut.jsonl") == [1, 2, 3]
+
+
+def test_evaluation_alone_adds_to_the_run_that_is_there(tmp_path, log_step):
+    first = open_log(tmp_path)
+    for step in range(4):
+        log_step(first, step)
+    first.close()
+    alone = RunLog(tmp_path, QUIET, start=4, num_rollout=0)
+    alone.evaluation(4, {"eval/sort": 0.5})
+    alone.close()
+    assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
+    assert "Finished: 4 of 4 steps" in (tmp_path / "report.md").read_text()
+
+
+def test_evaluation_of_an_old_checkpoint_alone_cuts_no_run(tmp_path, log_step):
+    first = open_log(tmp_path)
+    for step in range(4):
+        log_step(first, step)
+    first.close()
+    with pytest.raises(ConfigError, match="Set --run-dir to another folder"):
+        RunLog(tmp_path, QUIET, start=2, num_rollout=0)
+    assert steps_in(tmp_path) == [0, 1, 2, 3]
+
+
 def test_samples_are_few_and_show_best_and_worst(tmp_path, log_step):
     log = open_log(tmp_path)
     log_step(log, 0, *([[0.0, 1.0, 0.5]] * 9))
@@ -180,7 +213,13 @@ def test_failure_is_in_the_report(tmp_path):
     with pytest.raises(KeyError), open_log(tmp_path):
         raise KeyError("lost")
     report = (tmp_path / "report.md").read_text()
-    assert "**Stopped: KeyError: 'lost'**" in report
+    assert "**Ended early, KeyError: 'lost'**" in report
+
+
+def test_a_run_that_was_asked_to_stop_says_so(tmp_path):
+    with pytest.raises(Stopped), open_log(tmp_path):
+        raise Stopped
+    assert "**Ended early, asked to stop**" in (tmp_path / "report.md").read_text()
 
 
 def test_notes_are_in_the_report(tmp_path):

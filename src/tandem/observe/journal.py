@@ -3,8 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,7 +60,8 @@ def resume_metrics(path: Path, start: int) -> None:
     """Cuts `metrics.jsonl` back to what a checkpoint before step `start` knows.
 
     Later rows go. Of row `start` only what was measured on the weights that were saved stays: the
-    evaluation.
+    evaluation. What is cut off is kept in `metrics.cut.jsonl`: to go on from an old checkpoint on
+    purpose must not cost the curve of what came after it.
     """
 
     def keep(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -70,12 +70,14 @@ def resume_metrics(path: Path, start: int) -> None:
         kept = {name: value for name, value in row.items() if name.startswith("eval/")}
         return {"step": start, **kept} if row["step"] == start and kept else None
 
-    _rewrite(path, keep)
+    rows = read_rows(path)
+    append_lines(path.with_suffix(f".cut{path.suffix}"), (row for row in rows if keep(row) != row))
+    _rewrite(path, map(keep, rows))
 
 
 def resume_lines(path: Path, start: int) -> None:
     """Drops the lines of step `start` and later from a file of JSON lines."""
-    _rewrite(path, lambda row: row if row["step"] < start else None)
+    _rewrite(path, (row if row["step"] < start else None for row in read_rows(path)))
 
 
 def set_aside(path: Path) -> Path | None:
@@ -94,8 +96,10 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds JSON lines in one write."""
+    """Adds JSON lines in one write; without lines no file is made."""
     text = "".join(to_json(row) + "\n" for row in rows)
+    if not text:
+        return
     with path.open("ab", buffering=0) as file:
         file.write(text.encode())
 
@@ -136,14 +140,7 @@ def to_json(row: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The value out of what JSON knows; secrets of a settings dataclass are blanked."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: "(secret)"
-            if field.metadata.get("secret") and getattr(value, field.name) is not None
-            else plain(getattr(value, field.name))
-            for field in fields(value)
-        }
+    """The value made of what JSON knows; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -157,12 +154,13 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _rewrite(path: Path, keep: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]) -> None:
+def _rewrite(path: Path, rows: Iterable[Mapping[str, Any] | None]) -> None:
+    """Replaces the file's lines in one step; None is a line that goes."""
     if not path.exists():
         return
-    kept = [row for row in map(keep, read_rows(path)) if row is not None]
     draft = path.with_name(path.name + ".new")
-    draft.write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
+    lines = [to_json(row) + "\n" for row in rows if row is not None]
+    draft.write_text("".join(lines), encoding="utf-8")
     draft.replace(path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem import __version__
-from tandem.observe.journal import plain
+from tandem.config import Config, to_dict
 
 HIDDEN = "(secret)"
 LIBRARIES = ("torch", "transformers", "numpy", "safetensors", "math-verify", "ray", "sglang")
@@ -89,9 +89,9 @@ def hide_secrets_of_command(command: Sequence[str]) -> list[str]:
     return shown
 
 
-def describe_settings(config: Any) -> Any:
-    """The configuration as JSON values; whatever carries a key is blanked."""
-    return _hide(plain(config))
+def describe_settings(config: Config) -> dict[str, Any]:
+    """The configuration as JSON values; whatever carries a key is blanked, wherever it stands."""
+    return _hide(to_dict(config))
 
 
 def _hide(value: Any) -> Any:

@@ -108,8 +108,8 @@ def _status(rows: Sequence[Row], run: Row) -> Lines:
     elif end["failure"] is None:
         state = "Finished"
     else:
-        state = f"**Stopped: {end['failure']}**"
-    line = f"{state}: {num_steps} of {run['num_rollout']} steps"
+        state = f"**Ended early, {end['failure']}**"
+    line = f"{state}: {num_steps} of {run['num_rollout'] or 0} steps"
     if starts:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(starts[0]["time_s"]))
         line += f", begun {began}"

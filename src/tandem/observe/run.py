@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tandem.config import Config, ObserveConfig
+from tandem.errors import ConfigError, Stopped
 from tandem.observe import metrics
 from tandem.observe.journal import (
     CONFIG_FILE,
@@ -26,6 +27,7 @@ from tandem.observe.journal import (
     drop_torn_line,
     plain,
     read_json,
+    read_rows,
     resume_lines,
     resume_metrics,
     set_aside,
@@ -56,13 +58,16 @@ class RunLog:
     Everything that was handed in is on disk when a method returns, so a run may be killed between
     any two calls. Open it with the first step that will be run: a run that goes on from a
     checkpoint forgets what was logged after that checkpoint, a run that begins anew moves an
-    earlier run's files aside.
+    earlier run's files aside, and one of no rollouts adds its evaluation to what is there.
     """
 
     def __init__(
         self, run_dir: Path, config: Config, *, start: int, num_rollout: int, num_devices: int = 1
     ) -> None:
-        """`num_devices` are those that sample. Raises ConfigError when a sink is not installed."""
+        """`num_devices` are those that sample.
+
+        Raises ConfigError when a sink is not installed, or an evaluation alone would cut a run.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
         self._config = config
@@ -70,10 +75,13 @@ class RunLog:
         self._num_devices = num_devices
         self._logger = get_logger("run")
         self._warned: set[str] = set()
-        _clear_the_way(run_dir, start)
         settings = describe_settings(config)
         self._sinks = open_sinks(config.observe, run_dir, start=start, settings=settings)
-        write_json(run_dir / CONFIG_FILE, settings)
+        if num_rollout > 0:
+            _clear_the_way(run_dir, start)
+            write_json(run_dir / CONFIG_FILE, settings)
+        else:
+            _join(run_dir, start, settings)
         _record_start(run_dir, start, num_rollout)
         self._journal = MetricsJournal(run_dir / METRICS_FILE)
         self._display = open_display(config.observe.progress, num_rollout)
@@ -166,7 +174,10 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(None if error is None else f"{type(error).__name__}: {error}")
+        if isinstance(error, Stopped):
+            self.close("asked to stop")
+        else:
+            self.close(None if error is None else f"{type(error).__name__}: {error}")
 
     def _rollout_row(self, rollout: Rollout) -> dict[str, Any]:
         observe, groups = self._config.observe, rollout.groups
@@ -229,9 +240,22 @@ def _clear_the_way(run_dir: Path, start: int) -> None:
     drop_torn_line(run_dir / TRACE_FILE)
 
 
+def _join(run_dir: Path, start: int, settings: Mapping[str, Any]) -> None:
+    """Makes ready for an evaluation alone, which adds to a run that is there and cuts nothing."""
+    path = run_dir / METRICS_FILE
+    rows = read_rows(path)
+    if rows and rows[-1]["step"] > start:
+        raise ConfigError(
+            f"{run_dir} holds a run up to step {rows[-1]['step']}; the evaluation of step {start} "
+            "has no place behind it. Set --run-dir to another folder"
+        )
+    if not (run_dir / CONFIG_FILE).exists():
+        write_json(run_dir / CONFIG_FILE, settings)
+
+
 def _record_start(run_dir: Path, start: int, num_rollout: int) -> None:
-    run = read_json(run_dir / RUN_FILE) or {"starts": []}
-    run["num_rollout"] = num_rollout
+    run = read_json(run_dir / RUN_FILE) or {"starts": [], "num_rollout": 0}
+    run["num_rollout"] = num_rollout or run["num_rollout"]
     run["starts"].append({"time_s": time.time(), "step": start, **describe_origin()})
     run["end"] = None
     write_json(run_dir / RUN_FILE, run)
