@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES_CPU = 1 << 22  # fp32 logits of a chunk stay in the cache
+_CHUNK_BYTES_CPU = 1 << 23  # fp32 logits of a chunk stay in the cache
 _CHUNK_BYTES_CUDA = 1 << 27
 _MIN_CHUNK = 16
 

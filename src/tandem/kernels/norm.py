@@ -11,7 +11,9 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     it, as Hugging Face decoders do. Any number of leading axes. The bits of a row do not depend on
     the other rows. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
-    return _RmsNorm.apply(x_TD, weight_D, eps)
+    if torch.is_grad_enabled() and (x_TD.requires_grad or weight_D.requires_grad):
+        return _RmsNorm.apply(x_TD, weight_D, eps)
+    return _normalise(x_TD, weight_D, eps)[0]
 
 
 def add_rms_norm(
@@ -27,23 +29,31 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_TD, weight_D, eps):
-        wide_TD = x_TD.float()
-        inverse_T = (wide_TD.square().mean(-1, keepdim=True) + eps).rsqrt_()
+        y_TD, inverse_T = _normalise(x_TD, weight_D, eps)
         ctx.save_for_backward(x_TD, weight_D, inverse_T)
-        return (wide_TD * inverse_T).to(x_TD.dtype) * weight_D.to(x_TD.dtype)
+        return y_TD
 
     @staticmethod
     def backward(ctx, grad_TD):
         x_TD, weight_D, inverse_T = ctx.saved_tensors
-        wide_TD, grad_TD = x_TD.float(), grad_TD.float()
-        normal_TD = wide_TD * inverse_T
+        normal_TD, grad_TD = x_TD.float() * inverse_T, grad_TD.float()
         grad_x_TD = grad_weight_D = None
         if ctx.needs_input_grad[1]:
-            leading = tuple(range(grad_TD.dim() - 1))
-            grad_weight_D = (grad_TD * normal_TD).sum(leading).to(weight_D.dtype)
+            products_TD = (grad_TD * normal_TD).flatten(0, -2)
+            grad_weight_D = products_TD.sum(0).to(weight_D.dtype)
         if ctx.needs_input_grad[0]:
-            scaled_TD = grad_TD * weight_D.float()
-            along_T = (scaled_TD * normal_TD).mean(-1, keepdim=True)
-            grad_x_TD = scaled_TD.addcmul_(normal_TD, along_T, value=-1).mul_(inverse_T)
+            grad_x_TD = norm_gradient(grad_TD * weight_D.float(), normal_TD, inverse_T)
             grad_x_TD = grad_x_TD.to(x_TD.dtype)
         return grad_x_TD, grad_weight_D, None
+
+
+def norm_gradient(scaled_TD: Tensor, normal_TD: Tensor, inverse_T: Tensor) -> Tensor:
+    """The gradient of the input, from that of the normalised rows (overwritten) and these."""
+    along_T = (scaled_TD * normal_TD).mean(-1, keepdim=True)
+    return scaled_TD.addcmul_(normal_TD, along_T, value=-1).mul_(inverse_T)
+
+
+def _normalise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide_TD = x_TD.float()
+    inverse_T = (wide_TD.square().mean(-1, keepdim=True) + eps).rsqrt_()
+    return (wide_TD * inverse_T).to(x_TD.dtype).mul_(weight_D.to(x_TD.dtype)), inverse_T

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from tandem.errors import CheckpointError
-from tandem.kernels.norm import rms_norm
+from tandem.kernels.norm import norm_gradient
+
+_CHUNK_VALUES = 1 << 18  # rows are worked on in pieces that stay in the cache
 
 
 def rope_table(
@@ -63,40 +65,75 @@ def qkv_rope(
     that tensor parallel is a plain row shard. With `q_norm_H` and `k_norm_H` every head of queries
     and keys is RMS-normalised first (Qwen3). The rotation pairs column i with i + H/2, in fp32.
     """
-    num_queries = num_heads // num_key_heads
-    heads = qkv_TC.view(qkv_TC.shape[0], num_key_heads, num_queries + 2, head_size)
-    q_TNH = heads[:, :, :num_queries].reshape(-1, num_heads, head_size)
-    k_TKH, v_TKH = heads[:, :, num_queries], heads[:, :, num_queries + 1]
-    if q_norm_H is not None and k_norm_H is not None:
-        q_TNH, k_TKH = rms_norm(q_TNH, q_norm_H, eps), rms_norm(k_TKH, k_norm_H, eps)
-    cos_TH, sin_TH = cos[positions_T][:, None], sin[positions_T][:, None]
-    return _rotate(q_TNH, cos_TH, sin_TH), _rotate(k_TKH, cos_TH, sin_TH), v_TKH.contiguous()
+    shape = (num_key_heads, num_heads // num_key_heads + 2, head_size)
+    angles = (cos[positions_T][:, None, None], sin[positions_T][:, None, None])
+    inputs = (qkv_TC, q_norm_H, k_norm_H)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        return _QkvRope.apply(*inputs, *angles, shape, eps)
+    return _split(*inputs, angles, shape, eps)[0]
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return _Rotate.apply(x, cos, sin)
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation; its gradient is the rotation back, so nothing of the input is saved."""
+class _QkvRope(torch.autograd.Function):
+    """The rotation is undone by turning back, so only the projection is saved."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+    def forward(ctx, qkv_TC, q_norm_H, k_norm_H, cos, sin, shape, eps):
+        results, inverse = _split(qkv_TC, q_norm_H, k_norm_H, (cos, sin), shape, eps)
+        ctx.save_for_backward(qkv_TC, q_norm_H, k_norm_H, cos, sin, inverse)
+        ctx.shape = shape
+        return results
 
     @staticmethod
-    def backward(ctx, grad):
-        cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin), None, None
+    def backward(ctx, grad_q, grad_k, grad_v):
+        qkv_TC, q_norm_H, k_norm_H, cos, sin, inverse = ctx.saved_tensors
+        heads = qkv_TC.unflatten(1, ctx.shape)
+        result = torch.empty_like(heads)
+        result[:, :, -1] = grad_v
+        grad = torch.cat([grad_q.view_as(heads[:, :, :-2]), grad_k[:, :, None]], dim=2)
+        grad = _turn(grad.float(), cos, -sin)
+        grad_q_norm = grad_k_norm = None
+        if q_norm_H is not None:
+            normal = heads[:, :, :-1].float() * inverse
+            weight_grad = (grad * normal).sum((0, 1))
+            grad_q_norm = weight_grad[:-1].sum(0).to(q_norm_H.dtype)
+            grad_k_norm = weight_grad[-1].to(k_norm_H.dtype)
+            grad = norm_gradient(grad * _norm_weight(q_norm_H, k_norm_H, heads), normal, inverse)
+        result[:, :, :-1] = grad
+        return result.flatten(1), grad_q_norm, grad_k_norm, None, None, None, None
+
+
+def _split(qkv_TC, q_norm_H, k_norm_H, angles, shape, eps):
+    """(queries, keys, values), and the inverse root mean squares if heads are normed."""
+    heads = qkv_TC.unflatten(1, shape)
+    q = heads.new_empty(len(heads), shape[0], shape[1] - 2, shape[2])
+    k, v = heads.new_empty(len(heads), shape[0], shape[2]), heads[:, :, -1].contiguous()
+    weight = inverse = None
+    if q_norm_H is not None:
+        weight = _norm_weight(q_norm_H, k_norm_H, heads).to(qkv_TC.dtype)
+        inverse = torch.empty(*q.shape[:2], shape[1] - 1, 1, device=q.device)
+    step = max(1, _CHUNK_VALUES // qkv_TC.shape[1])
+    for start in range(0, len(heads), step):
+        rows = slice(start, start + step)
+        turning = heads[rows, :, :-1].float()  # [t, K, N/K + 1, H]
+        if weight is not None:
+            inverse[rows] = (turning.square().mean(-1, keepdim=True) + eps).rsqrt_()
+            turning = (turning * inverse[rows]).to(qkv_TC.dtype).mul_(weight).float()
+        turned = _turn(turning, *(x[rows] for x in angles))
+        q[rows], k[rows] = turned[:, :, :-1], turned[:, :, -1]
+    return (q.flatten(1, 2), k, v), inverse
+
+
+def _norm_weight(q_norm_H: Tensor, k_norm_H: Tensor, heads: Tensor) -> Tensor:
+    """The weights of a key head's query heads and key, `[N/K + 1, H]` fp32."""
+    return torch.stack([q_norm_H] * (heads.shape[2] - 2) + [k_norm_H]).float()
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    half = x.shape[-1] // 2
-    turned[..., :half] = (first * cos).addcmul_(second, sin, value=-1)
-    turned[..., half:] = (second * cos).addcmul_(first, sin)
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    left, right = turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=right).addcmul_(first, sin)
     return turned
 
 
