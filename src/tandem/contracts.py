@@ -112,10 +112,13 @@ class Trainer(Protocol):
 
     def weights(self, version: int) -> Weights: ...
 
-    def save(self, folder: Any) -> None:
-        """Writes model, optimizer and schedule into an existing folder."""
+    def save(
+        self, root: Any, iteration: int, extra: Mapping[str, Any], *, with_optimizer: bool = True
+    ) -> Any:
+        """The folder with model, optimizer, schedule and the other rooms' `extra`, whole or not."""
 
-    def load(self, folder: Any) -> None: ...
+    def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
+        """The other rooms' `extra`, after everything that `save` wrote is back in place."""
 
 
 class Sync(Protocol):

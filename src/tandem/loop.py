@@ -12,6 +12,7 @@ from tandem.errors import Stopped
 from tandem.observe import RunLog, Timers
 from tandem.packing import pack
 from tandem.parallel import Layout
+from tandem.train import broken_invariants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Stages:
     start: int
     num_rollout: int
     rollouts_per_epoch: int
+    precision: str  # fp32 or bf16: what the model computes in
     save: Callable[[int, Mapping[str, Any]], None]  # (rollout id, state of the sampler)
 
 
@@ -69,6 +71,8 @@ def train(cfg: Config, stages: Stages) -> None:
                 update = sync.publish(trainer.weights(step + 1))
             learnt, state = step, sampler.state()
             log.step(step, rollout, groups, stats, update, timers.take())
+            for sentence in broken_invariants(stats, cfg.algo, stages.precision):
+                log.warn(sentence, kind="first step")
             if is_evaluation_due(cfg, step, stages):
                 evaluate(stages, step + 1)
             if is_due(cfg.checkpoint.save_interval, step, stages):

@@ -92,6 +92,7 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
         start=start,
         num_rollout=num_rollout,
         rollouts_per_epoch=rollouts_per_epoch(cfg, opened.source),
+        precision="fp32" if dtype_name(decoder) == "float32" else "bf16",
         save=Saver(cfg, trainer, saved=saved).save,
     )
     return stages, cfg
