@@ -39,6 +39,7 @@ def resume(found: Found, trainer: LocalTrainer, sampler: Sampler, *, with_optimi
     Raises CheckpointError when it holds no run, DataError when the prompts are others now.
     """
     assert found.path is not None, "a run to go on with lies in a folder"
+    assert isinstance(found.iteration, int), "a run to go on with has a number"
     load = trainer.load if with_optimizer else trainer.load_weights
     extra = load(found.path, found.iteration)
     if SAMPLER not in extra:
