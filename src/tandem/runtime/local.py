@@ -65,12 +65,11 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     num_rollout = cfg.data.num_rollout
     assert num_rollout is not None, "the prompts are counted"
     found = find_start(cfg)
+    reward = build_reward(cfg, stack)
     decoder = policy_decoder(cfg, opened.shape, found, device)
     reference = reference_decoder(cfg, opened.shape, device)
     trainer = build_trainer(cfg, decoder, reference, num_rollout=num_rollout)
     engine = build_engine(cfg, decoder, opened, device, stack)
-    reward = RewardStage(cfg.reward, flat(cfg))
-    stack.callback(reward.close)
     start = cfg.data.start_rollout_id
     start = found.start_rollout_id if start is None else start
     log = stack.enter_context(open_log(cfg, found, start, num_rollout))
@@ -165,6 +164,18 @@ def build_engine(
     engine = TorchEngine(decoder, opened.tokenizer, cfg.engine, device, opened.shape.eos_token_ids)
     stack.callback(engine.close)
     return engine
+
+
+def build_reward(cfg: Config, stack: ExitStack) -> RewardStage:
+    """The reward stage; every reward that the run will ask for is checked now."""
+    reward = RewardStage(cfg.reward, args=flat(cfg), seed=cfg.data.rollout_seed)
+    stack.callback(reward.close)
+    sets = cfg.eval.eval_sets
+    reward.check(
+        rm_types=[one.rm_type for one in sets if one.rm_type],
+        hooks=[one.custom_rm_path for one in sets if one.custom_rm_path],
+    )
+    return reward
 
 
 def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
