@@ -8,8 +8,8 @@ from tandem.config.nearest import nearest
 from tandem.config.sections import EvalSet
 
 SOURCES = {
-    "rm_type": "rm_type",
-    "custom_rm_path": "custom_rm_path",
+    "rm_type": None,
+    "custom_rm_path": None,
     "input_key": "eval_input_key",
     "label_key": "eval_label_key",
     "tool_key": "eval_tool_key",
@@ -31,7 +31,10 @@ SOURCES = {
     "custom_generate_function_path": "custom_generate_function_path",
     "metadata_overrides": None,
 }
-"""Where a set's value comes from when the file does not say: one of our fields."""
+"""Where a set's value comes from when the file does not say: one of our fields.
+
+The reward is not inherited here: a set's own would win over what a prompt's metadata asks for.
+"""
 
 KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,),

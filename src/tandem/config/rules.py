@@ -173,7 +173,7 @@ def _evaluation(cfg: Config) -> Iterator[str]:
         if entry.max_response_len is None:
             yield f"{where} needs --eval-max-response-len or --rollout-max-response-len"
         name = (entry.rm_type or "").removeprefix("boxed_")
-        if name != (cfg.reward.rm_type or "").removeprefix("boxed_") and name not in REWARDS:
+        if name and name not in REWARDS and not (entry.custom_rm_path or cfg.reward.custom_rm_path):
             yield f"{where}: rm_type {entry.rm_type}: wanted one of {', '.join(REWARDS)}"
 
 

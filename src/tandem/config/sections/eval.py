@@ -10,7 +10,8 @@ class EvalSet:
     """One set of held-out prompts with every setting filled in.
 
     A value is the set's own entry in `--eval-config`, else that file's `defaults`, else the
-    `--eval-*` flag, else the training flag.
+    `--eval-*` flag, else the training flag. `rm_type` and `custom_rm_path` are the set's own: None
+    leaves the choice to each prompt's metadata and then to `--rm-type` or `--custom-rm-path`.
     """
 
     name: str
