@@ -162,3 +162,24 @@ def test_grouped_paged_attention_of_a_row_with_nothing_to_see_is_zero():
     )
     assert not found[1].any()
     assert found.isfinite().all()
+
+
+def test_grouped_paged_attention_of_a_row_does_not_depend_on_the_size_of_its_group():
+    rows = 6
+    _, _, caches, table, _ = _paged([24, *[9] * rows])
+    q = _random(rows, HEADS, SIZE, seed=77)
+
+    def attend(size):
+        return grouped_paged_attention(
+            q[:size],
+            *caches,
+            table[:1],
+            torch.tensor([24]).int(),
+            torch.tensor([0, size]).int(),
+            table[1 : 1 + size],
+            torch.tensor([9, 3, 5, 1, 7, 2][:size]).int(),
+        )
+
+    whole = attend(rows)
+    for size in range(1, rows):
+        assert torch.equal(attend(size), whole[:size]), size

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from tandem.kernels.paged import gather_blocks, padded_length
+from tandem.kernels.paged import by_padded_length, gather_blocks, padded_length
+
+_ROWS_TOGETHER = 4
 
 
 def grouped_paged_attention(
@@ -53,16 +55,17 @@ def _prefix(q, k_cache, v_cache, table_GB, lengths_G, bounds_G) -> tuple[Tensor,
     for group, length in enumerate(lengths):
         size = bounds[group + 1] - bounds[group]
         if size and length:
+            # MKL gives other bits to the last rows of a product when fewer than four are left
+            size += -size % _ROWS_TOGETHER
             calls.setdefault((size, padded_length(length, block)), []).append(group)
     for (size, length), groups in calls.items():
-        index = torch.tensor(groups)
-        rows = (bounds_G[index].long()[:, None] + torch.arange(size)).flatten()
-        table = table_GB[index]
-        k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
-        # [G, K, rows * N/K, H]
-        queries = q[rows].unflatten(0, (-1, size)).transpose(1, 2)
-        is_seen = torch.arange(length) < lengths_G[index][:, None]
-        part, part_lse = _attend(queries.flatten(2, 3), k, v, is_seen)
+        index = torch.tensor(groups, device=q.device)
+        last = bounds_G[index + 1].long()[:, None] - 1
+        rows = bounds_G[index].long()[:, None] + torch.arange(size, device=q.device)
+        rows = rows.minimum(last).flatten()  # filled up with the group's last row
+        k, v = (gather_blocks(cache, table_GB[index], length) for cache in (k_cache, v_cache))
+        queries = q[rows].unflatten(0, (-1, size)).transpose(1, 2)  # [G, K, rows, N/K, H]
+        part, part_lse = _attend(queries.flatten(2, 3), k, v, lengths_G[index])
         out[rows] = part.unflatten(2, (size, -1)).transpose(1, 2).flatten(0, 1)
         lse[rows] = part_lse.unflatten(2, (size, -1)).transpose(1, 2).flatten(0, 1)
     return out, lse
@@ -70,17 +73,10 @@ def _prefix(q, k_cache, v_cache, table_GB, lengths_G, bounds_G) -> tuple[Tensor,
 
 def _suffix(q, k_cache, v_cache, table_RB, lengths_R) -> tuple[Tensor, Tensor]:
     out, lse = _nothing(q)
-    block = k_cache.shape[1]
-    calls: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths_R.tolist()):
-        if length:
-            calls.setdefault(padded_length(length, block), []).append(row)
-    for length, rows in calls.items():
-        index = torch.tensor(rows)
-        table = table_RB[index]
-        k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
-        is_seen = torch.arange(length) < lengths_R[index][:, None]
-        out[index], lse[index] = _attend(q[index], k, v, is_seen)
+    for length, rows in by_padded_length(lengths_R.tolist(), k_cache):
+        index = torch.tensor(rows, device=q.device)
+        k, v = (gather_blocks(cache, table_RB[index], length) for cache in (k_cache, v_cache))
+        out[index], lse[index] = _attend(q[index], k, v, lengths_R[index])
     return out, lse
 
 
@@ -89,12 +85,16 @@ def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(q, dtype=torch.float32), lse
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of scaled `[G, K, Q, H]` to `[G, K, L, H]` and its lse `[G, K, Q]`, fp32."""
-    scores = torch.matmul(q, k.transpose(-1, -2)).float()
-    scores.masked_fill_(~is_seen[:, None, None], float("-inf"))
-    top = scores.amax(-1, keepdim=True)
-    mass = scores.sub_(top).exp_()
-    total = mass.sum(-1, keepdim=True)
-    out = torch.matmul(mass.to(v.dtype), v).float() / total
-    return out, (total.log() + top)[..., 0]
+def _attend(q: Tensor, k: Tensor, v: Tensor, lengths_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of scaled `[G, K, Q, H]` to the first of `[G, K, L, H]`, fp32, and its lse."""
+    is_hidden = torch.arange(k.shape[2], device=q.device) >= lengths_G[:, None]
+    is_hidden = is_hidden[:, None, None]
+    if q.device.type == "cpu":
+        mask = torch.zeros(is_hidden.shape, dtype=q.dtype).masked_fill_(is_hidden, float("-inf"))
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=mask, scale=1.0
+        )
+        return out.float(), lse
+    scores = torch.matmul(q, k.transpose(-1, -2)).float().masked_fill_(is_hidden, float("-inf"))
+    lse = scores.logsumexp(-1)
+    return torch.matmul((scores - lse[..., None]).exp().to(v.dtype), v).float(), lse

@@ -6,8 +6,13 @@ block, and a cache must hold finite numbers everywhere (allocate it with zeros):
 read and given weight 0.
 """
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+_CALL_VALUES = 1 << 19  # keys gathered for one call: measured best on 2 MB
 
 
 def write_cache(
@@ -36,12 +41,12 @@ def paged_attention(
 
     A row of length 0 gives zeros. The bits of a row depend on the row alone.
     """
-    block = k_cache.shape[1]
     parts, places = [], []
-    for length, rows in _by_padded_length(lengths_R.tolist(), block):
+    for length, rows in by_padded_length(lengths_R.tolist(), k_cache):
         index = torch.tensor(rows, device=q_RNH.device)
         table = table_RB.index_select(0, index)
-        is_seen = torch.arange(length)[None] < lengths_R.index_select(0, index)[:, None]
+        place = torch.arange(length, device=q_RNH.device)
+        is_seen = place < lengths_R.index_select(0, index)[:, None]
         q = q_RNH.index_select(0, index).unflatten(1, (k_cache.shape[2], -1))
         k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
         parts.append(_attend(q, k, v, is_seen[:, None, None], scale).flatten(1, 2))
@@ -49,7 +54,7 @@ def paged_attention(
     if not parts:
         return torch.zeros_like(q_RNH)
     out_RNH = torch.zeros_like(q_RNH) if len(places) < len(q_RNH) else torch.empty_like(q_RNH)
-    return out_RNH.index_copy_(0, torch.tensor(places), torch.cat(parts))
+    return out_RNH.index_copy_(0, torch.tensor(places, device=q_RNH.device), torch.cat(parts))
 
 
 def paged_prefill_attention(
@@ -75,13 +80,13 @@ def paged_prefill_attention(
     for (num_queries, length), rows in calls.items():
         if num_queries == 0:
             continue
-        starts = torch.tensor([bounds[row] for row in rows])
-        tokens = (starts[:, None] + torch.arange(num_queries)).flatten()
-        table = table_RB[torch.tensor(rows)]
+        index = torch.tensor(rows, device=q_TNH.device)
+        place = torch.arange(length, device=q_TNH.device)
+        tokens = (bounds_R[index].long()[:, None] + place[:num_queries]).flatten()
+        table = table_RB[index]
         k, v = (gather_blocks(cache, table, length) for cache in (k_cache, v_cache))
         q = q_TNH.index_select(0, tokens).unflatten(0, (len(rows), num_queries))
-        place = torch.arange(length - num_queries, length)
-        is_seen = torch.arange(length) <= place[:, None]
+        is_seen = place <= place[length - num_queries :, None]
         out = torch.nn.functional.scaled_dot_product_attention(
             q.transpose(1, 2),
             k,
@@ -100,21 +105,27 @@ def gather_blocks(cache: Tensor, table_RB: Tensor, length: int) -> Tensor:
 
     A table too narrow for that repeats its last column.
     """
-    columns = torch.arange(-(-length // cache.shape[1])).clamp_(max=table_RB.shape[1] - 1)
+    columns = torch.arange(-(-length // cache.shape[1]), device=table_RB.device)
+    columns = columns.clamp_(max=table_RB.shape[1] - 1)
     rows = cache.flatten(1).index_select(0, table_RB[:, columns].flatten())
     return rows.view(len(table_RB), -1, *cache.shape[2:])[:, :length].transpose(1, 2)
 
 
-def _by_padded_length(lengths: list[int], block: int) -> list[tuple[int, list[int]]]:
-    """Rows by padded length, which is a function of the row's own length.
+def by_padded_length(lengths: list[int], k_cache: Tensor) -> Iterator[tuple[int, list[int]]]:
+    """Rows by padded length, which is a function of the row's own length; rows of length 0 not.
 
     So padding costs at most a quarter, and the bits of a row do not depend on its neighbours.
+    Cut where a gathered copy would leave the cache.
     """
+    _, block, *heads = k_cache.shape
     rows_of: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         if length:
             rows_of.setdefault(padded_length(length, block), []).append(row)
-    return list(rows_of.items())
+    for length, rows in rows_of.items():
+        step = max(1, _CALL_VALUES // (length * math.prod(heads)))
+        for start in range(0, len(rows), step):
+            yield length, rows[start : start + step]
 
 
 def padded_length(length: int, block: int) -> int:
@@ -126,5 +137,7 @@ def padded_length(length: int, block: int) -> int:
 def _attend(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor, scale: float | None) -> Tensor:
     """Attention of `[R, K, N/K, H]` to `[R, K, L, H]`: the query heads of a key head are its rows,
     so that grouped heads read their keys once."""
-    mask = torch.zeros(is_seen.shape, dtype=q.dtype).masked_fill_(~is_seen, float("-inf"))
+    mask = torch.zeros(is_seen.shape, dtype=q.dtype, device=q.device).masked_fill_(
+        ~is_seen, float("-inf")
+    )
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
