@@ -20,7 +20,7 @@ from tandem.loop import Devices, Stages, train
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape, read_shape
 from tandem.observe import RunLog, get_logger, set_up_logging
-from tandem.rewards import RewardStage
+from tandem.rewards.reward import RewardStage
 from tandem.rollout import (
     EvaluationSet,
     Evaluator,
