@@ -64,12 +64,16 @@ def test_a_step_is_one_row_with_the_dialects_names(tmp_path, log_step):
 
 def test_several_optimizer_steps_are_averaged_and_kept(tmp_path, log_step):
     log = open_log(tmp_path)
-    rows = ({"loss": 1.0, "lr-pg_0": 1e-6}, {"loss": 3.0, "lr-pg_0": 2e-6})
+    rows = (
+        {"loss": 1.0, "lr-pg_0": 1e-6, "train/step": 0},
+        {"loss": 3.0, "lr-pg_0": 2e-6, "train/step": 1},
+    )
     log_step(log, 0, rows=rows)
     log.close()
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row["train/loss"] == 2
     assert row["train/lr-pg_0"] == 2e-6
+    assert row["train/step"] == 1
     assert [one["train/loss"] for one in row["train_steps"]] == [1, 3]
 
 

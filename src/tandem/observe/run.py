@@ -48,6 +48,9 @@ SPAN_METRICS = {"train": "actor_train", "pack": "data_preprocess", "save": "save
 LEARNING_SPANS = ("annotate", "advantage", "pack", "train")
 """Spans of the loop that make up `perf/train_time`."""
 
+LAST_OF_ROWS = ("train/lr", "train/step")
+"""Metrics of optimizer steps whose mean says nothing."""
+
 FAMILIES = frozenset({"rollout", "train", "eval", "perf", "passrate", "multi_turn"})
 """What metric names begin with."""
 
@@ -301,12 +304,12 @@ def _time_metrics(spans: Sequence[Span], stats: StepStats | None) -> dict[str, f
 
 
 def _mean_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for several optimizer steps: means, and the last learning rate."""
+    """One row for several optimizer steps: means, and of `LAST_OF_ROWS` the last."""
     if not rows:
         return {}
     names = [name for name in rows[-1] if all(name in row for row in rows)]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in names}
-    return means | {name: rows[-1][name] for name in names if name.startswith("train/lr")}
+    return means | {name: rows[-1][name] for name in names if name.startswith(LAST_OF_ROWS)}
 
 
 def _with_room(room: str, row: Mapping[str, Any]) -> dict[str, Any]:
