@@ -120,7 +120,7 @@ def test_whitened_advantages_have_mean_zero_and_unit_variance_over_trained_token
 
 
 def test_an_estimator_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(ConfigError, match=r"rloo_max is not there yet; use one of: grpo"):
+    with pytest.raises(ConfigError, match=r"rloo_max is not there; use one of: grpo"):
         advantage([group(1.0)], AlgoConfig(advantage_estimator="rloo_max"))
 
 

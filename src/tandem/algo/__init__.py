@@ -1,6 +1,7 @@
 """Advantages, ratios, KL and losses as pure functions, each with its formula's source."""
 
-from tandem.algo.advantage import ESTIMATORS, advantage
+from tandem.algo.advantage import advantage
+from tandem.algo.estimators import ESTIMATORS
 from tandem.algo.kl import KL_TYPES, kl_estimate
 from tandem.algo.objective import (
     loss,

@@ -159,6 +159,9 @@ def _recomputation(draft: Draft) -> None:
 
 def _algorithm(draft: Draft) -> None:
     draft.fill("eps_clip_high", draft["eps_clip"], "eps_clip")
+    if draft["overlong_buffer_len"]:
+        longest = draft["rollout_max_response_len"]
+        draft.fill("overlong_max_len", longest, "rollout_max_response_len")
     if draft["n_samples_per_prompt"] == 1 and not draft["disable_grpo_std_normalization"]:
         draft.put("disable_grpo_std_normalization", True, "n_samples_per_prompt 1")
     if draft["use_rollout_routing_replay"] and not draft["use_routing_replay"]:

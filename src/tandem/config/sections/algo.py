@@ -9,9 +9,21 @@ class AlgoConfig:
     """Algorithm"""
 
     advantage_estimator: Literal[
-        "grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"
+        "grpo",
+        "gspo",
+        "cispo",
+        "rloo",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+        "ppo",
     ] = "grpo"
     """How advantages follow from rewards."""
+    overlong_buffer_len: int = 0
+    """Tokens before the limit in which a growing penalty is taken off the reward (DAPO); 0: none."""
+    overlong_penalty_factor: float = 1.0
+    """The penalty at the limit."""
+    overlong_max_len: int | None = None
+    """The limit, in tokens of the answer; `rollout_max_response_len` when unset."""
     disable_compute_advantages_and_returns: bool = False
     """Compute no advantages (supervised and custom losses)."""
     disable_rewards_normalization: bool = False
