@@ -35,8 +35,9 @@ class Tiny:
         return [*words.split(), *more]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def one_thread():
+    """Bits depend on how many threads share a sum, so every run here has one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
