@@ -24,7 +24,8 @@ UNIT_PATTERNS = tuple(re.compile(rf"{unit}(?:es)?s? *(?:\^[0-9]+)?") for unit in
 DEGREES = re.compile(r"\^ *\\circ")
 THIN_COMMA = re.compile(r",\\! *")
 MIXED_NUMBER = re.compile(r"([0-9]) +([0-9])")
-THOUSANDS = re.compile(r"(\d),(\d\d\d)($|\D)")
+THOUSANDS = re.compile(r"(?<=\d),(?=\d\d\d(?:,\d\d\d)*(?:$|\D))")
+LONGEST_NUMBER = 1000
 PLAIN_FRACTION = re.compile(r"^-?[0-9]+.?/0*[1-9][0-9]*.?$")
 WRITTEN_INTEGER = re.compile(r"-?[0-9]{1,1000}")
 BRACKETS = "()[]"
@@ -146,11 +147,7 @@ def _is_integer(text: str) -> bool:
 
 def _without_thousands(text: str) -> str:
     """The text without the commas that group digits by three."""
-    while True:
-        shorter = THOUSANDS.sub(r"\1\2\3", text)
-        if shorter == text:
-            return text
-        text = shorter
+    return text if len(text) > LONGEST_NUMBER else THOUSANDS.sub("", text)
 
 
 def _elements(text: str) -> list[str]:

@@ -76,9 +76,9 @@ class GraderPool:
         for worker in tuple(self._working):
             worker.interrupt()
         for _ in range(self._num_workers):
-            worker = self._idle.get()
-            if worker is not None:
-                worker.kill()
+            idle = self._idle.get()
+            if idle is not None:
+                idle.kill()
         self._threads.shutdown()
 
     def _send(self, answer: Answer) -> Future[Verdict]:
@@ -86,7 +86,7 @@ class GraderPool:
 
     def _ask(self, answer: Answer) -> Verdict:
         """Runs in a thread: takes an idle worker, gives a verdict, waits for the worker."""
-        worker: Worker | None = self._idle.get()
+        worker = self._idle.get()
         try:
             if self._is_closed:
                 return Verdict(error="the run is ending")

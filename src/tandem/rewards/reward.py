@@ -4,8 +4,9 @@ import asyncio
 import inspect
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,14 @@ from tandem.rewards.grade import REMOTE, Answer, Verdict, check_rm_type, unboxed
 from tandem.rewards.hook import load_hook
 from tandem.rewards.pool import GraderPool
 from tandem.rewards.remote import RemoteReward
-from tandem.rewards.view import DialectSample, merged_metadata, view_of
+from tandem.rewards.view import merged_metadata, view_of
 from tandem.types import Ending, Group, Prompt, Sample
 
 HOPELESS_AFTER = 64
 """So many samples without one verdict among them mean that the reward cannot work."""
+
+MAX_BLOCKING_CALLS = 16
+"""Custom functions that are not async run in threads, this many at once."""
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,8 @@ class RewardStage:
     """Judges samples by the reward that is theirs.
 
     Which one: the sample's `metadata["custom_rm_path"]`, else `--custom-rm-path`, else
-    `metadata["rm_type"]`, else `--rm-type`. A verdict that does not come leaves `reward` None and
+    `metadata["rm_type"]`, else `--rm-type`; with `--group-rm` the custom function judges a group at
+    once. A verdict that does not come leaves `reward` None and
     says why in `verdict["missing"]`. `num_verdicts` and `num_missing` count both.
 
     `args` is what custom functions get as their first argument; `seed` is the one of `random`.
@@ -49,13 +54,13 @@ class RewardStage:
         if cfg.rm_type is not None:
             self.check(rm_types=[cfg.rm_type])
         self._pool = GraderPool(num_workers=cfg.reward_workers, limit_s=cfg.reward_timeout_s)
-        self._threads = ThreadPoolExecutor(cfg.reward_workers, thread_name_prefix="custom-reward")
+        self._blocking_calls = asyncio.Semaphore(MAX_BLOCKING_CALLS)
         self._remote: RemoteReward | None = None
         self.num_verdicts = 0
         self.num_missing = 0
 
     def check(self, *, rm_types: Iterable[str] = (), hooks: Iterable[str] = ()) -> None:
-        """Raises ConfigError or HookError for rewards that evaluation sets name and that cannot be."""
+        """Raises ConfigError or HookError for rewards that cannot be, e.g. of evaluation sets."""
         for name in rm_types:
             check_rm_type(name.strip())
             if name.strip().endswith(REMOTE) and self._cfg.rm_url is None:
@@ -74,8 +79,8 @@ class RewardStage:
         if is_evaluation:
             key = self._cfg.eval_reward_key or key
         due = [nth for nth in range(len(group.samples)) if _is_due(group, nth)]
-        if self._group_hook is not None:
-            judged = await self._score_together(group, due, key)
+        if self._group_hook is not None and "custom_rm_path" not in group.prompt.metadata:
+            judged = await self._score_together(self._group_hook, group, due, key)
         else:
             judged = await asyncio.gather(
                 *(self._score_one(group.prompt, group.samples[nth], key) for nth in due)
@@ -88,7 +93,6 @@ class RewardStage:
     def close(self) -> None:
         """Ends the grading processes."""
         self._pool.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _score_one(self, prompt: Prompt, sample: Sample, key: str | None) -> Sample:
         metadata = merged_metadata(prompt, sample)
@@ -96,20 +100,20 @@ class RewardStage:
         if path:
             view = view_of(prompt, sample)
             verdict = await self._call(self._hook(path), view)
-            return self._with_metadata(self._judged(sample, verdict, key), view, metadata)
+            return replace(self._judged(sample, verdict, key), metadata=view.metadata)
         return self._judged(sample, await self._named(prompt, sample, metadata), key)
 
-    async def _score_together(self, group: Group, due: list[int], key: str | None) -> list[Sample]:
+    async def _score_together(
+        self, hook: Callable[..., Any], group: Group, due: list[int], key: str | None
+    ) -> list[Sample]:
         if any(sample.ending == Ending.ABORT for sample in group.samples) or not due:
             return [group.samples[nth] for nth in due]  # the group goes on later, as a whole
-        assert self._group_hook is not None, "only called with a hook for groups"
         views = [view_of(group.prompt, group.samples[nth]) for nth in due]
-        whole = await self._call(self._group_hook, views)
+        whole = await self._call(hook, views)
         judged = []
         for nth, view, verdict in zip(due, views, _spread(whole, len(due)), strict=True):
             sample = self._judged(group.samples[nth], verdict, key)
-            metadata = merged_metadata(group.prompt, sample)
-            judged.append(self._with_metadata(sample, view, metadata))
+            judged.append(replace(sample, metadata=view.metadata))
         return judged
 
     async def _named(self, prompt: Prompt, sample: Sample, metadata: Mapping[str, Any]) -> Verdict:
@@ -140,16 +144,15 @@ class RewardStage:
         """What a custom function says; whatever it raises is a verdict that did not come."""
         limit_s = self._cfg.reward_timeout_s
         try:
-            async with asyncio.timeout(limit_s):
-                if inspect.iscoroutinefunction(hook):
+            if inspect.iscoroutinefunction(hook):
+                async with asyncio.timeout(limit_s):
                     return Verdict(value=await hook(self._args, shown))
-                loop = asyncio.get_running_loop()
-                said = await loop.run_in_executor(self._threads, hook, self._args, shown)
+            async with self._blocking_calls, asyncio.timeout(limit_s):
+                said = await _in_thread(hook, self._args, shown)
                 return Verdict(value=await said if inspect.isawaitable(said) else said)
         except TimeoutError:
             return Verdict(error=f"no verdict within {limit_s:g} s (--reward-timeout-s)")
-        except Exception as error:
-            log.debug("a custom reward raised", exc_info=error)
+        except (Exception, SystemExit) as error:
             return Verdict(error=f"{type(error).__name__}: {error}")
 
     def _judged(self, sample: Sample, verdict: Verdict, key: str | None) -> Sample:
@@ -171,11 +174,6 @@ class RewardStage:
             )
         return replace(sample, verdict={"missing": missing})
 
-    @staticmethod
-    def _with_metadata(sample: Sample, view: DialectSample, before: Mapping[str, Any]) -> Sample:
-        """The sample with what a custom function wrote into its metadata."""
-        return sample if view.metadata == before else replace(sample, metadata=view.metadata)
-
     def _hook(self, path: str) -> Callable[..., Any]:
         if path not in self._hooks:
             self._hooks[path] = load_hook(path, flag="--custom-rm-path", arguments="args, sample")
@@ -186,6 +184,24 @@ class RewardStage:
             assert self._cfg.rm_url is not None, "checked before the service is asked"
             self._remote = RemoteReward(self._cfg.rm_url)
         return self._remote
+
+
+async def _in_thread(hook: Callable[..., Any], *arguments: Any) -> Any:
+    """What a blocking function returns, from a thread of its own.
+
+    A thread that hangs cannot be ended; being a daemon it keeps neither later calls nor the exit.
+    """
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        done.set_running_or_notify_cancel()  # from here on a late verdict falls on deaf ears
+        try:
+            done.set_result(hook(*arguments))
+        except (Exception, SystemExit) as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, name="custom-reward", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def _is_due(group: Group, nth: int) -> bool:
@@ -225,7 +241,7 @@ def _number(said: Any, key: str | None) -> tuple[float | None, str | None]:
         keys = ", ".join(map(str, said))
         if key is None:
             raise RewardError(
-                f"the reward is a dictionary with the keys {keys}; name the number with --reward-key"
+                f"the reward is a dictionary with the keys {keys}; say which with --reward-key"
             )
         if key not in said:
             raise RewardError(f"--reward-key {key} is not in the reward; its keys are: {keys}")
