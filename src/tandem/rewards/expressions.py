@@ -79,6 +79,8 @@ def is_expression_equal(given: str, truth: str, is_zero: IsZero) -> bool:
 def _is_element_equal(truth: str, given: str, is_zero: IsZero) -> bool:
     if PLAIN_FRACTION.search(truth) and PLAIN_FRACTION.search(given):
         return truth == given
+    if WRITTEN_INTEGER.fullmatch(truth) and WRITTEN_INTEGER.fullmatch(given):
+        return int(truth) == int(given)
     if _is_integer(truth) != _is_integer(given):
         return False
     difference = f"({truth})-({given})"
