@@ -96,11 +96,15 @@ def test_a_stuck_worker_is_killed_and_the_next_answer_is_judged():
 
 
 def test_a_worker_that_died_while_idle_is_replaced():
-    worker = Worker()
-    worker.interrupt()
-    worker._process.wait()
-    assert not worker.is_alive
-    worker.kill()
+    pool = GraderPool(num_workers=1, limit_s=60.0)
+    expression = asked("math", r"\boxed{x+1}", "1+x")
+    assert pool.submit(expression).result().value == 1
+    idle = pool._idle.get()
+    idle.interrupt()
+    idle._process.wait()
+    pool._idle.put(idle)
+    assert pool.submit(expression).result().value == 1
+    pool.close()
 
 
 def test_a_worker_that_dies_over_an_answer_gives_no_verdict():
@@ -115,7 +119,7 @@ def test_closing_does_not_wait_for_an_answer_under_way():
     pool = GraderPool(num_workers=1, limit_s=300.0)
     late = pool.submit(asked("math_verify", SLOW, "3"))
     waiting = pool.submit(asked("math_verify", SLOW, "3"))
-    while not pool._working:
+    while not pool._working and not late.done():
         time.sleep(0.01)
     pool.close()
     assert late.result().value is None

@@ -50,6 +50,7 @@ def test_no_reward_at_all_says_what_to_set():
 def test_rewards_that_cannot_be_are_refused_at_the_start():
     with pytest.raises(ConfigError, match="did you mean math"):
         RewardStage(RewardConfig(rm_type="maths"))
+    RewardStage(RewardConfig(rm_type="maths", custom_rm_path=HOOKS + "by_length")).close()
     with pytest.raises(ConfigError, match="set --rm-url"):
         RewardStage(RewardConfig(rm_type="remote_rm"))
     stage = RewardStage(RewardConfig(rm_type="math"))

@@ -97,7 +97,7 @@ class PromptSource:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved place; raises DataError naming what changed in the data since."""
-        saved = state["fingerprint"]
+        saved = state.get("fingerprint", {})
         changed = [
             f"{name} was {saved.get(name)!r} and is {now!r}"
             for name, now in self._fingerprint.items()

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from tandem.rewards.boxes import last_box
-from tandem.rewards.expressions import is_expression_equal
+from tandem.rewards.expressions import WRITTEN_INTEGER, is_expression_equal
 from tandem.rewards.mathd import is_mathd_equal
 
 END_OF_THOUGHT = "</think>"
@@ -77,6 +77,9 @@ def grade_math_verify(response: str, label: Any, algebra: Algebra) -> float:
     answer = last_box(response.rpartition(END_OF_THOUGHT)[2])
     if answer is None:
         return 0.0
-    if answer.strip() == truth.strip():
+    answer, truth = answer.strip(), truth.strip()
+    if answer == truth:
         return 1.0
+    if WRITTEN_INTEGER.fullmatch(answer) and WRITTEN_INTEGER.fullmatch(truth):
+        return float(int(answer) == int(truth))
     return float(algebra.is_verified(answer, truth))

@@ -51,7 +51,7 @@ class RewardStage:
             )
         elif cfg.custom_rm_path is not None:
             self._hook(cfg.custom_rm_path)
-        if cfg.rm_type is not None:
+        elif cfg.rm_type is not None:
             self.check(rm_types=[cfg.rm_type])
         self._pool = GraderPool(num_workers=cfg.reward_workers, limit_s=cfg.reward_timeout_s)
         self._blocking_calls = asyncio.Semaphore(MAX_BLOCKING_CALLS)
