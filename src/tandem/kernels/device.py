@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +35,15 @@ def has_flash_attention_4() -> bool:
 
 def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def num_programs(device: torch.device, per_sm: int) -> int:
+    """How many programs fill the device when each multiprocessor holds `per_sm` of them."""
+    return per_sm * _num_sms(device)
+
+
+@functools.cache
+def _num_sms(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2  # under the interpreter: few, so that loops over items do loop
+    return torch.cuda.get_device_properties(device).multi_processor_count

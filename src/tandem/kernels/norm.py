@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tandem.kernels.device import is_fused
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The rows of `x_TD` divided by their root mean square, times `weight_D`, in `x_TD.dtype`.
@@ -11,6 +13,10 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     it, as Hugging Face decoders do. Any number of leading axes. The bits of a row do not depend on
     the other rows. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
+    if is_fused(x_TD):
+        from tandem.kernels.cuda import norm as fused
+
+        return fused.rms_norm(x_TD, weight_D, eps)
     if torch.is_grad_enabled() and (x_TD.requires_grad or weight_D.requires_grad):
         return _RmsNorm.apply(x_TD, weight_D, eps)
     return _normalise(x_TD, weight_D, eps)[0]
@@ -20,6 +26,10 @@ def add_rms_norm(
     x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The norm of `x_TD + residual_TD` and that sum, both in `x_TD.dtype`."""
+    if is_fused(x_TD):
+        from tandem.kernels.cuda import norm as fused
+
+        return fused.add_rms_norm(x_TD, residual_TD, weight_D, eps)
     total_TD = x_TD + residual_TD
     return rms_norm(total_TD, weight_D, eps), total_TD
 

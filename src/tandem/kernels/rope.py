@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tandem.errors import CheckpointError
+from tandem.kernels.device import is_fused
 from tandem.kernels.norm import norm_gradient
 
 _CHUNK_VALUES = 1 << 18  # rows are worked on in pieces that stay in the cache
@@ -65,6 +66,11 @@ def qkv_rope(
     that tensor parallel is a plain row shard. With `q_norm_H` and `k_norm_H` every head of queries
     and keys is RMS-normalised first (Qwen3). The rotation pairs column i with i + H/2, in fp32.
     """
+    if is_fused(qkv_TC):
+        from tandem.kernels.cuda import rope as fused
+
+        heads = (num_heads, num_key_heads, head_size)
+        return fused.qkv_rope(qkv_TC, positions_T, cos, sin, *heads, q_norm_H, k_norm_H, eps)
     shape = (num_key_heads, num_heads // num_key_heads + 2, head_size)
     angles = (cos[positions_T][:, None, None], sin[positions_T][:, None, None])
     inputs = (qkv_TC, q_norm_H, k_norm_H)

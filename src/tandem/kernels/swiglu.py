@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tandem.kernels.device import is_fused
+
 _CHUNK_VALUES = 1 << 18  # rows are worked on in pieces that stay in the cache: 2 to 5 times faster
 
 
@@ -12,6 +14,10 @@ def swiglu(gate_up: Tensor) -> Tensor:
     Interleaved, so that tensor parallel is a plain row shard of the projection. fp32 inside, the
     result in `gate_up.dtype`. Source: Shazeer, "GLU Variants Improve Transformer", 2020.
     """
+    if is_fused(gate_up):
+        from tandem.kernels.cuda import swiglu as fused
+
+        return fused.swiglu(gate_up)
     if torch.is_grad_enabled() and gate_up.requires_grad:
         return _Swiglu.apply(gate_up)
     return _forward(gate_up)
