@@ -160,6 +160,7 @@ class Batch:
     values_T: "torch.Tensor | None" = None
     returns_T: "torch.Tensor | None" = None
     num_tokens: int = 0  # without padding
+    denominator: float = 1.0  # attempts of the step, or its trained tokens with a per-token loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tandem.types import COLUMNS, Ending, Group, Prompt, Sample
+from tandem.types import COLUMNS, Batch, Ending, Group, Prompt, Sample
 
 torch.set_num_threads(1)
 
@@ -62,3 +62,37 @@ def with_columns() -> Callable[..., Group]:
         return replace(group, **{name: tuple(map(column, group.samples)) for name in names})
 
     return draw
+
+
+BOUNDS = (0, 9, 10, 27, 33, 40)
+"""Five sequences of a row; the last is padding."""
+
+
+@pytest.fixture
+def make_row() -> Callable[..., Batch]:
+    """Draws a packed row of 40 tokens with holes in its mask, and the named columns of it."""
+
+    def make(*names: str, seed: int = 0) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(low: float, high: float) -> torch.Tensor:
+            return torch.rand(BOUNDS[-1], generator=generator) * (high - low) + low
+
+        mask_T = (draw(0, 1) < 0.7).float()
+        mask_T[[end - 1 for end in BOUNDS[1:]]] = 0
+        mask_T[BOUNDS[-2] :] = 0
+        ranges = {"advantages_T": (-2.0, 2.0), "returns_T": (-1.0, 1.0), "values_T": (-1.0, 1.0)}
+        columns = {name: draw(*ranges.get(name, (-2.0, 0.0))) for name in sorted(names)}
+        return Batch(
+            tokens_T=torch.zeros(BOUNDS[-1], dtype=torch.int64),
+            targets_T=torch.zeros(BOUNDS[-1], dtype=torch.int64),
+            positions_T=torch.zeros(BOUNDS[-1], dtype=torch.int64),
+            mask_T=mask_T,
+            weight_T=mask_T * draw(0.01, 0.05),
+            bounds_S=torch.tensor(BOUNDS, dtype=torch.int32),
+            longest=17,
+            denominator=4.0,
+            **columns,
+        )
+
+    return make

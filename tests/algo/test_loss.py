@@ -189,8 +189,8 @@ def test_supervised_loss_is_the_weighted_negative_log_likelihood():
     assert set(metrics) == {"loss"}
 
 
-def test_a_custom_loss_is_refused_until_it_is_there():
-    with pytest.raises(ConfigError, match="custom_loss is not there yet"):
+def test_a_custom_loss_is_not_made_of_logprobs():
+    with pytest.raises(ConfigError, match="custom_loss takes logits"):
         loss(batch(), tensor(numbers(1)), None, AlgoConfig(loss_type="custom_loss"))
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from tandem.algo.estimators import ESTIMATORS, chosen, normalised, spread
-from tandem.algo.shaping import is_judged
+from tandem.algo.hooks import NO_HOOKS, Hooks, hooked_advantages
+from tandem.algo.shaping import is_judged, judged
+from tandem.algo.token_kl import distilled, response_kl
 from tandem.config import AlgoConfig
 from tandem.errors import ConfigError
 from tandem.types import Group, Sample
@@ -14,7 +16,9 @@ from tandem.types import Group, Sample
 WHITENING_EPSILON = 1e-8
 
 
-def advantage(groups: Sequence[Group], cfg: AlgoConfig) -> tuple[Group, ...]:
+def advantage(
+    groups: Sequence[Group], cfg: AlgoConfig, hooks: Hooks = NO_HOOKS
+) -> tuple[Group, ...]:
     """The groups with the column `advantages` of the chosen estimator; PPO adds `returns`.
 
     Entries are 0 where `sampled_T` is False and in samples without a verdict. Statistics are in
@@ -32,8 +36,28 @@ def advantage(groups: Sequence[Group], cfg: AlgoConfig) -> tuple[Group, ...]:
             f"--advantage-estimator {cfg.advantage_estimator} is not there; "
             f"use one of: {', '.join(ESTIMATORS)}"
         )
-    estimated = tuple(estimator(group, normalised(group, cfg), cfg) for group in groups)
-    return whiten(estimated) if cfg.normalize_advantages else estimated
+    if hooks.advantage is not None:
+        estimated = hooked_advantages(groups, response_kl(groups, cfg), hooks)
+    else:
+        scores = _scores(groups, cfg, hooks)
+        estimated = [
+            estimator(group, scores_G, cfg) for group, scores_G in zip(groups, scores, strict=True)
+        ]
+    if cfg.use_opd:
+        estimated = [distilled(group, cfg) for group in estimated]
+    return whiten(estimated) if cfg.normalize_advantages else tuple(estimated)
+
+
+def _scores(groups: Sequence[Group], cfg: AlgoConfig, hooks: Hooks) -> Sequence[np.ndarray]:
+    """The numbers `[G]` that the estimator starts from, of each group."""
+    if hooks.post_process is None:
+        return [normalised(group, cfg) for group in groups]
+    processed = hooks.post_process(groups)
+    # what a hook says of a sample without a verdict counts for nothing
+    return [
+        np.where(judged(group), scores_G, 0.0)
+        for group, scores_G in zip(groups, processed, strict=True)
+    ]
 
 
 def whiten(groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -1,6 +1,8 @@
-"""The clipped policy objective, token by token."""
+"""The policy objectives, token by token."""
 
 from typing import TYPE_CHECKING, NamedTuple
+
+from tandem.algo.sequences import masked_means, to_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -9,17 +11,22 @@ LOG_RATIO_BOUND = 20.0
 
 
 class PolicyLoss(NamedTuple):
-    """What the policy objective says of each token."""
+    """What a policy objective says of each token."""
 
     loss_T: "torch.Tensor"
-    ratio_T: "torch.Tensor"  # p / p_old
+    ratio_T: "torch.Tensor"  # p / p_old, of tokens or of whole sequences
     clipped_T: "torch.Tensor"  # bool: the clipped side won
 
 
 def ratio_to(logprobs_T: "torch.Tensor", old_T: "torch.Tensor") -> "torch.Tensor":
     """p / p_old a token, with the log-ratio held within +-20."""
+    return bounded_exp(logprobs_T - old_T)
+
+
+def bounded_exp(log_ratio_T: "torch.Tensor") -> "torch.Tensor":
+    """exp of a log-ratio held within +-20."""
     # exp() overflows past 88; a stale engine can be further off than that
-    return (logprobs_T - old_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    return log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
 
 
 def policy_loss(
@@ -37,9 +44,74 @@ def policy_loss(
     DAPO's clip-higher, arXiv:2503.14476). With `dual` = c > 1 and A < 0 no more than -c A (dual
     clip, arXiv:1912.09729).
     """
+    return _surrogate(ratio_to(logprobs_T, old_T), advantages_T, low, high, dual)
+
+
+def sequence_policy_loss(
+    logprobs_T: "torch.Tensor",
+    old_T: "torch.Tensor",
+    advantages_T: "torch.Tensor",
+    mask_T: "torch.Tensor",
+    bounds_S: "torch.Tensor",
+    *,
+    low: float,
+    high: float,
+    dual: float | None = None,
+) -> PolicyLoss:
+    """The same with the ratio of the whole sequence at each of its tokens.
+
+    ratio = exp(mean over the sequence's trained tokens of log p - log p_old) (GSPO,
+    arXiv:2507.18071). Every training sample is a sequence, also where an attempt has several.
+    """
+    mean_S = masked_means(logprobs_T - old_T, mask_T, bounds_S)
+    mean_T = to_tokens(mean_S, bounds_S, len(logprobs_T)).to(logprobs_T.dtype)
+    return _surrogate(bounded_exp(mean_T), advantages_T, low, high, dual)
+
+
+def weighted_likelihood_loss(
+    logprobs_T: "torch.Tensor",
+    old_T: "torch.Tensor",
+    advantages_T: "torch.Tensor",
+    *,
+    low: float,
+    high: float,
+) -> PolicyLoss:
+    """-stopgrad(clip(ratio, 1 - low, 1 + high)) A log p (CISPO, arXiv:2506.13585).
+
+    Clipped tokens keep their gradient, with a bounded weight.
+    """
+    ratio_T = ratio_to(logprobs_T.detach(), old_T)
+    bounded_T = ratio_T.clamp(1 - low, 1 + high)
+    return PolicyLoss(-bounded_T * advantages_T * logprobs_T, ratio_T, bounded_T != ratio_T)
+
+
+def trusted_sequences(
+    logprobs_T: "torch.Tensor",
+    old_T: "torch.Tensor",
+    advantages_T: "torch.Tensor",
+    mask_T: "torch.Tensor",
+    bounds_S: "torch.Tensor",
+    delta: float,
+) -> "torch.Tensor":
+    """False at tokens with A < 0 of sequences that drifted by more than `delta`, bool `[T]`.
+
+    Drift is the mean over trained tokens of log p_old - log p (off-policy sequence
+    masking, DeepSeek-V3.2 report, 2025).
+    """
+    drift_S = masked_means(old_T - logprobs_T.detach(), mask_T, bounds_S)
+    is_far_T = to_tokens(drift_S, bounds_S, len(logprobs_T)) > delta
+    return ~(is_far_T & (advantages_T < 0))
+
+
+def _surrogate(
+    ratio_T: "torch.Tensor",
+    advantages_T: "torch.Tensor",
+    low: float,
+    high: float,
+    dual: float | None,
+) -> PolicyLoss:
     import torch
 
-    ratio_T = ratio_to(logprobs_T, old_T)
     plain_T = -ratio_T * advantages_T
     bounded_T = -ratio_T.clamp(1 - low, 1 + high) * advantages_T
     loss_T = torch.maximum(plain_T, bounded_T)

@@ -33,15 +33,20 @@ def pack(
     names = _shared_columns(items)
     steps = []
     for step in _plan(items, masks, layout, cfg):
-        weights = _weights(items, masks, step.samples, per_token=algo.calculate_per_token_loss)
+        weights, denominator = _weights(
+            items, masks, step.samples, per_token=algo.calculate_per_token_loss
+        )
         steps.append(
             [
-                build_row(
-                    [items[place] for place in row],
-                    [masks[place] for place in row],
-                    [weights[place] for place in row],
-                    names,
-                    layout.row_multiple,
+                replace(
+                    build_row(
+                        [items[place] for place in row],
+                        [masks[place] for place in row],
+                        [weights[place] for place in row],
+                        names,
+                        layout.row_multiple,
+                    ),
+                    denominator=denominator,
                 )
                 for row in step.ranks[layout.data_rank]
             ]
@@ -122,8 +127,10 @@ def _plan(
 
 def _weights(
     items: Sequence[Item], masks: Sequence[np.ndarray], samples: Row, *, per_token: bool
-) -> dict[int, np.ndarray]:
+) -> tuple[dict[int, np.ndarray], float]:
     """mask / denominator of every sample of a step, by place, float64 `[T]` about token t.
+
+    Beside it the part of the denominator that the whole step shares: its attempts or its tokens.
 
     Rollout mean: the trained tokens of the sample's whole rollout times the rollouts of the step.
     Per token: the trained tokens of the step, where a sample without any counts as one.
@@ -131,15 +138,16 @@ def _weights(
     sizes = {place: int(masks[place].sum()) for place in samples}
     if per_token:
         total = sum(max(size, 1) for size in sizes.values())
-        return {place: masks[place] / total for place in samples}
+        return {place: masks[place] / total for place in samples}, total
     tokens: dict[int, int] = {}
     for place, size in sizes.items():
         rollout = items[place].sample.rollout
         tokens[rollout] = tokens.get(rollout, 0) + size
-    return {
+    weights = {
         place: masks[place] / (max(tokens[items[place].sample.rollout], 1) * len(tokens))
         for place in samples
     }
+    return weights, len(tokens)
 
 
 def _shared_columns(items: Sequence[Item]) -> tuple[str, ...]:

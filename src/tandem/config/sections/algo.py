@@ -78,6 +78,29 @@ class AlgoConfig:
     """Upper bound of that ratio."""
     tis_clip_low: float = 0.0
     """Lower bound of that ratio."""
+    tis_function: Literal["tis", "icepop", "mis"] = "tis"
+    """What that weight is: the truncated ratio, the ratio or 0 outside the bounds (IcePop), or
+    masked importance sampling, which the flags below steer."""
+    tis_level: Literal["token", "sequence", "geometric"] = "token"
+    """Ratio of the token, of the whole sequence, or its geometric mean over the sequence."""
+    tis_mode: Literal["truncate", "clip", "mask"] = "truncate"
+    """Bound the ratio above, bound it on both sides, or drop tokens outside the bounds."""
+    tis_upper_bound: float = 2.0
+    """Upper bound of masked importance sampling."""
+    tis_lower_bound: float | None = None
+    """Lower bound; 1 / `tis_upper_bound` when unset."""
+    tis_batch_normalize: bool = False
+    """Divide the weights by their mean over the step."""
+    use_rs: bool = False
+    """Drop tokens whose ratio is outside bounds of its own (rejection sampling)."""
+    rs_level: Literal["token", "sequence", "geometric"] | None = None
+    """Level of that; `tis_level` when unset."""
+    rs_lower_bound: float | None = None
+    """Lower bound; that of the weights when unset."""
+    rs_upper_bound: float | None = None
+    """Upper bound; that of the weights when unset."""
+    rs_veto_threshold: float | None = None
+    """Drop a whole sequence for one token whose ratio is below this; off when unset."""
     custom_tis_function_path: str | None = None
     """Hook in place of the truncated ratio."""
     get_mismatch_metrics: bool = False
