@@ -55,7 +55,7 @@ class TorchEngine:
             block_size=cfg.engine_block_size,
             num_slots=cfg.engine_max_running,
             device=device,
-            shares_prefixes=not cfg.deterministic_mode,
+            is_deterministic=cfg.deterministic_mode,
         )
         self._core = Core(
             self._runner,
@@ -66,6 +66,8 @@ class TorchEngine:
             is_late=device.type == "cuda" if is_late is None else is_late,
         )
         self._pump_task: asyncio.Task[None] | None = None
+        self._may_step = asyncio.Event()
+        self._may_step.set()
         self._is_closed = False
 
     @property
@@ -134,6 +136,14 @@ class TorchEngine:
         """
         self._core.abort(None if ids is None else set(ids))
 
+    def hold(self) -> None:
+        """Takes no further step on the event loop until `release`; requests may come and go."""
+        self._may_step.clear()
+
+    def release(self) -> None:
+        """Goes on after `hold`; nothing if it was not held."""
+        self._may_step.set()
+
     def update(self, weights: Weights) -> None:
         """Takes new weights; later tokens carry their version, cached prefixes are dropped.
 
@@ -198,11 +208,15 @@ class TorchEngine:
         self._runner.release()
 
     async def _pump(self) -> None:
-        """Takes requests, gives completions; waits for nothing but its turn; woken by `add`."""
+        """Takes requests, gives completions; waits for its turn, and while it is held; woken by
+        `add` and `release`."""
         try:
             while self._core.has_work:
-                self.step()
-                await asyncio.sleep(0)
+                if self._may_step.is_set():
+                    self.step()
+                    await asyncio.sleep(0)
+                else:
+                    await self._may_step.wait()
         except asyncio.CancelledError:
             # the loop is closing, and with it everybody who waits for these
             self._core.abort(None)
