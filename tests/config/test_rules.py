@@ -89,7 +89,6 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
         "--rollout-top-p 0.9",
         "--rollout-engine sglang",
         "--runtime ray",
-        "--partial-rollout",
         "--custom-generate-function-path a.b",
         "--rollout-sample-hook-path a.b",
         "--tensor-model-parallel-size 2",
@@ -100,7 +99,6 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
         "--fp8-format e4m3",
         "--multi-latent-attention",
         "--actor-num-nodes 2",
-        "--over-sampling-batch-size 8",
         "--rollout-num-gpus 1",
     ],
 )

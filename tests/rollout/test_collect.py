@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 
 from tandem.config import EvalSet, RolloutConfig
-from tandem.rollout.collect import GroupSampler, RolloutStage
+from tandem.rollout.collect import Choice, RolloutStage
+from tandem.rollout.door import Door
 from tandem.rollout.evaluate import EvaluationSet, Evaluator
 from tandem.rollout.events import EventLoop
-from tandem.rollout.generate import blank_sample, generate
-from tandem.rollout.settings import evaluation_seed, training_sampling
+from tandem.rollout.generate import Generator, blank_sample
+from tandem.rollout.groups import GroupSampler
+from tandem.rollout.settings import Terms, evaluation_seed, training_sampling
+from tandem.rollout.supply import Supply
 from tandem.types import Completion, Ending, Prompt, Request, Sampling
 
 
@@ -21,6 +24,9 @@ class FakeEngine:
         self.running = 0
         self.peak = 0
         self.ids: list[str] = []
+
+    async def abort(self, ids=None) -> None:
+        raise AssertionError("nothing was left to abort")
 
     async def add(self, request: Request) -> Completion:
         self.ids.append(request.id)
@@ -79,16 +85,18 @@ def prompt_of(index: int) -> Prompt:
     return Prompt(index=index, tokens_T=tokens_T, text="", content="", label=None)
 
 
+def groups_of(engine, *, concurrency=100) -> GroupSampler:
+    door = Door(engine, concurrency=concurrency)
+    return GroupSampler(door, Generator(door, Words()), LengthReward())
+
+
 def stage_of(engine, events, *, concurrency=100, progress=None) -> RolloutStage:
     cfg = RolloutConfig(rollout_max_response_len=4)
     return RolloutStage(
-        source=Numbers(),
-        groups=GroupSampler(engine, LengthReward(), Words(), concurrency=concurrency),
-        sampling=training_sampling(cfg),
-        max_context=6,
-        batch_size=5,
-        num_samples=3,
-        seed=7,
+        supply=Supply(Numbers(), 3),
+        groups=groups_of(engine, concurrency=concurrency),
+        terms=Terms(sampling=training_sampling(cfg), seed=7, max_context=6),
+        choice=Choice(batch_size=5, fetch_size=5),
         events=events,
         progress=progress,
     )
@@ -136,36 +144,32 @@ def test_restored_stage_gives_the_same_next_rollout():
     events.close()
 
 
-def test_interrupted_sample_goes_on_from_its_tokens():
-    prompt, whole = prompt_of(1), Sampling(max_new_tokens=5)
+async def continued(prompt, sample, max_new_tokens):
+    generator = Generator(Door(FakeEngine(), concurrency=1), Words())
+    terms = Terms(sampling=Sampling(max_new_tokens=max_new_tokens), seed=1)
+    (sample,) = await generator(prompt, sample, terms)
+    return sample
 
-    async def at_once():
-        blank = blank_sample(prompt, index=0, position=0)
-        return await generate(FakeEngine(), prompt, blank, whole, seed=1, tokenizer=Words())
 
-    async def in_two():
-        blank = blank_sample(prompt, index=0, position=0)
-        part = replace(whole, max_new_tokens=2)
-        half = await generate(FakeEngine(), prompt, blank, part, seed=1, tokenizer=Words())
-        return await generate(FakeEngine(), prompt, half, whole, seed=1, tokenizer=Words())
-
-    one, two = asyncio.run(at_once()), asyncio.run(in_two())
+async def test_interrupted_sample_goes_on_from_its_tokens():
+    prompt = prompt_of(1)
+    blank = blank_sample(prompt, index=0, position=0)
+    one = await continued(prompt, blank, 5)
+    two = await continued(prompt, await continued(prompt, blank, 2), 5)
     assert one.tokens_T.tolist() == two.tokens_T.tolist()
     assert one.text == two.text
     assert two.num_sampled == 5 and two.sampled_T[: len(prompt.tokens_T)].sum() == 0
 
 
-def test_sample_without_room_ends_by_length():
+async def test_sample_without_room_ends_by_length():
     prompt = prompt_of(2)
-    blank = blank_sample(prompt, index=0, position=0)
-    nothing = Sampling(max_new_tokens=0)
-    sample = asyncio.run(generate(FakeEngine(), prompt, blank, nothing, seed=1, tokenizer=Words()))
+    sample = await continued(prompt, blank_sample(prompt, index=0, position=0), 0)
     assert sample.ending is Ending.LENGTH and sample.num_sampled == 0
 
 
 def test_evaluation_asks_each_set_with_its_own_settings_and_seed():
     events, engine = EventLoop(), FakeEngine()
-    groups = GroupSampler(engine, LengthReward(), Words(), concurrency=100)
+    groups = groups_of(engine)
     sets = [
         EvaluationSet(
             cfg=EvalSet(name=name, path="", max_response_len=length, n_samples_per_eval_prompt=2),

@@ -48,12 +48,6 @@ def refusals(cfg: Config, devices: int | None = None) -> Iterator[str]:
 
 def _pairs(cfg: Config) -> Iterator[str]:
     """Refusals of values that are only too much beside another one."""
-    fetched, needed = cfg.rollout.over_sampling_batch_size, cfg.data.rollout_batch_size
-    if fetched is not None and needed is not None and fetched > needed:
-        yield (
-            f"--over-sampling-batch-size {fetched}: {said('sampling more prompts than needed')}; "
-            f"set {needed}, or leave it out"
-        )
     origin = cfg.origins.get("rollout_num_gpus", "derived")
     is_more = cfg.cluster.rollout_num_gpus == 1 and not origin.startswith("derived")
     if cfg.cluster.runtime == "local" and is_more and not cfg.cluster.colocate:
@@ -113,22 +107,11 @@ ROWS = (
     Row("rollout_engine", "SGLang", "set {flag} torch", ("auto", "torch")),
     Row("rollout_external_engine_addrs", "engines that run already", LEAVE_OUT),
     # --- rollouts
-    Row(
-        "dynamic_sampling_filter_path buffer_filter_path",
-        "filters of groups while sampling",
-        LEAVE_OUT,
-    ),
-    Row(
-        "partial_rollout mask_offpolicy_in_partial_rollout",
-        "answers continued in the next rollout",
-        LEAVE_OUT,
-    ),
     Row("rollout_function_path eval_function_path", "rollouts of your own", LEAVE_OUT),
     Row("custom_generate_function_path", "your own generate function", LEAVE_OUT),
     Row(
         "rollout_sample_hook_path rollout_sample_filter_path rollout_all_samples_process_path "
         "rollout_data_postprocess_path custom_convert_samples_to_train_data_path "
-        "custom_reward_post_process_path "
         "custom_rollout_log_function_path custom_eval_rollout_log_function_path "
         "custom_model_provider_path custom_megatron_init_path "
         "custom_megatron_before_log_prob_hook_path custom_megatron_before_train_step_hook_path",
@@ -149,31 +132,7 @@ ROWS = (
         "give --prompt-data",
     ),
     # --- algorithms
-    Row(
-        "advantage_estimator",
-        "this estimator",
-        "set {flag} grpo",
-        ("grpo",),
-    ),
-    Row(
-        "custom_advantage_function_path custom_loss_function_path "
-        "custom_pg_loss_reducer_function_path custom_tis_function_path",
-        "this hook",
-        LEAVE_OUT,
-    ),
-    Row("loss_type", "losses of your own", "set {flag} policy_loss", ("policy_loss", "sft_loss")),
-    Row("kl_coef", "KL in the reward", "use --use-kl-loss --kl-loss-coef", (0.0,)),
-    Row("ref_update_interval", "a reference that follows the policy", LEAVE_OUT),
-    Row(
-        "use_tis get_mismatch_metrics use_opsm",
-        "corrections of the trainer-engine mismatch",
-        LEAVE_OUT,
-    ),
-    Row("keep_old_actor", "old log-probs of the previous policy", LEAVE_OUT),
     Row("use_routing_replay use_rollout_routing_replay", "mixture of experts", LEAVE_OUT),
-    Row("megatron_config_path", "settings per role", LEAVE_OUT),
-    Row("num_critic_only_steps", "a critic", "set {flag} 0", (0,)),
-    Row("use_opd opd_type opd_teacher_load opd_teacher_ckpt_step", "distillation", LEAVE_OUT),
     # --- optimizer and memory
     Row(
         "optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer",

@@ -1,17 +1,30 @@
 """Prompts to judged groups: the rollout stage, evaluation, and supervised data in their place."""
 
-from tandem.rollout.collect import GroupSampler, RolloutStage
+from tandem.rollout.collect import Choice, RolloutStage
+from tandem.rollout.door import Door
 from tandem.rollout.evaluate import EvaluationSet, Evaluator
 from tandem.rollout.events import EventLoop
-from tandem.rollout.settings import training_sampling
+from tandem.rollout.generate import Generator
+from tandem.rollout.groups import GroupSampler
+from tandem.rollout.leftovers import decode, encode
+from tandem.rollout.settings import Terms, training_sampling
 from tandem.rollout.supervised import SupervisedStage
+from tandem.rollout.supply import LEFTOVERS, Supply
 
 __all__ = [
+    "LEFTOVERS",
+    "Choice",
+    "Door",
     "EvaluationSet",
     "Evaluator",
     "EventLoop",
+    "Generator",
     "GroupSampler",
     "RolloutStage",
     "SupervisedStage",
+    "Supply",
+    "Terms",
+    "decode",
+    "encode",
     "training_sampling",
 ]

@@ -1,60 +1,44 @@
 """The rollout stage: prompts in, judged groups out."""
 
-import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tandem.contracts import Engine, Reward, Source
+import numpy as np
+
+from tandem.rollout.brake import Holds
+from tandem.rollout.collection import Collection, GroupFilter, Outcome
 from tandem.rollout.events import EventLoop
-from tandem.rollout.generate import Decodes, blank_sample, generate
-from tandem.rollout.settings import within_context
-from tandem.types import Group, Prompt, Rollout, Sample, Sampling
+from tandem.rollout.groups import GroupSampler
+from tandem.rollout.rules import Order, Round
+from tandem.rollout.settings import Terms
+from tandem.rollout.supply import Supply
+from tandem.types import Group, Rollout, Sample
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all) as a round goes on."""
 
+BEGAN = "start_rollout_id"
+"""In the metadata of a sample that was cut off: the rollout of its first token."""
 
-class GroupSampler:
-    """Samples and judges whole groups with a bounded number of samples in flight."""
+MANY_DROPPED = 8
+"""So many times the batch refused in one round is said aloud: the filter may refuse everything."""
 
-    def __init__(
-        self, engine: Engine, reward: Reward, tokenizer: Decodes, *, concurrency: int
-    ) -> None:
-        self._engine = engine
-        self._reward = reward
-        self._tokenizer = tokenizer
-        self._slots = asyncio.Semaphore(concurrency)
 
-    async def sample(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        *,
-        num_samples: int,
-        seed: int,
-        max_context: int | None,
-        is_evaluation: bool = False,
-        on_sample: Callable[[], None] | None = None,
-    ) -> Group:
-        """The prompt's group, judged. Samples that were aborted carry no verdict."""
-        settings = within_context(sampling, prompt, max_context)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """How many groups a round keeps, and which."""
 
-        async def one(position: int) -> Sample:
-            blank = blank_sample(
-                prompt, index=prompt.index * num_samples + position, position=position
-            )
-            async with self._slots:
-                sample = await generate(
-                    self._engine, prompt, blank, settings, seed=seed, tokenizer=self._tokenizer
-                )
-            if on_sample is not None:
-                on_sample()
-            return sample
-
-        samples = await asyncio.gather(*(one(position) for position in range(num_samples)))
-        group = Group(prompt=prompt, samples=tuple(samples))
-        return await self._reward.score(group, is_evaluation=is_evaluation)
+    batch_size: int
+    fetch_size: int  # groups that are fetched at once
+    order: Order = "finished"
+    keeps: GroupFilter | None = None  # a filter of judged groups
+    saves: bool = False  # what is cut off goes on in the next round
+    masks_old: bool = False  # tokens of earlier weights are not trained
 
 
 class RolloutStage:
@@ -63,61 +47,122 @@ class RolloutStage:
     def __init__(
         self,
         *,
-        source: Source,
+        supply: Supply,
         groups: GroupSampler,
-        sampling: Sampling,
-        max_context: int | None,
-        batch_size: int,
-        num_samples: int,
-        seed: int,
+        terms: Terms,
+        choice: Choice,
         events: EventLoop,
+        holds: Holds | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._source = source
-        self._groups = groups
-        self._sampling = sampling
-        self._max_context = max_context
-        self._batch_size = batch_size
-        self._num_samples = num_samples
-        self._seed = seed
+        """`holds` is the engine where it can be held, so that rounds repeat to the bit."""
+        self._supply, self._groups, self._terms, self._choice = supply, groups, terms, choice
         self._events = events
+        self._holds = holds
         self._progress = progress or (lambda done, total: None)
 
     def collect(self, step: int) -> Rollout:
         """`batch_size` judged groups in the order of their prompts, none lost, none doubled."""
         started_s = time.perf_counter()
-        groups = self._events.run(self._collect(self._source.take(self._batch_size)))
-        seconds = time.perf_counter() - started_s
-        return Rollout(step=step, groups=groups, metrics={"perf/rollout_time": seconds})
+        num_waiting = len(self._supply)
+        outcome = self._events.run(self._collect(step))
+        num_continued = num_waiting - len(self._supply)
+        self._supply.put_back([began_in(group, step) for group in outcome.leftovers])
+        kept = outcome.kept
+        if self._choice.masks_old:
+            kept = tuple(without_old(group, self._groups.door.version) for group in kept)
+        metrics = {
+            "perf/rollout_time": time.perf_counter() - started_s,
+            **self._numbers(outcome, num_continued),
+        }
+        return Rollout(step=step, groups=kept, metrics=metrics, dropped=outcome.dropped)
 
     def state(self) -> Mapping[str, Any]:
         """What a checkpoint must hold so that the next rollout is the same."""
-        return {"source": self._source.state()}
+        return self._supply.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; raises DataError when the data set changed."""
-        self._source.restore(state["source"])
+        self._supply.restore(state)
 
-    async def _collect(self, prompts: Sequence[Prompt]) -> tuple[Group, ...]:
-        total = len(prompts) * self._num_samples
-        done = 0
+    async def _collect(self, step: int) -> Outcome:
+        choice = self._choice
+        done = num_fetched = 0
 
-        def on_sample() -> None:
+        def on_sample(total: int) -> None:
             nonlocal done
             done += 1
             self._progress(done, total)
 
-        groups = await asyncio.gather(
-            *(
-                self._groups.sample(
-                    prompt,
-                    self._sampling,
-                    num_samples=self._num_samples,
-                    seed=self._seed,
-                    max_context=self._max_context,
-                    on_sample=on_sample,
+        def fetch() -> list[Group]:
+            nonlocal num_fetched
+            before, num_fetched = num_fetched, num_fetched + choice.fetch_size
+            limit = MANY_DROPPED * choice.batch_size + choice.fetch_size
+            if before <= limit < num_fetched:
+                log.warning(
+                    "rollout %d: %d groups were sampled and %d are still not kept; "
+                    "does the filter refuse everything?",
+                    step,
+                    before,
+                    choice.batch_size,
                 )
-                for prompt in prompts
-            )
+            return self._supply.take(choice.fetch_size)
+
+        collection = Collection(
+            Round(
+                choice.batch_size,
+                order=choice.order,
+                filters=choice.keeps is not None,
+                saves=choice.saves,
+            ),
+            self._groups,
+            replace(self._terms, rollout_id=step),
+            fetch=fetch,
+            keeps=choice.keeps,
+            saves=choice.saves,
+            holds=self._holds,
+            on_sample=on_sample,
         )
-        return tuple(groups)
+        return await collection.run()
+
+    def _numbers(self, outcome: Outcome, num_continued: int) -> dict[str, float]:
+        """What only this stage knows of a round; nothing where nothing was chosen."""
+        numbers = {
+            f"rollout/dynamic_filter/drop_{reason}": float(count)
+            for reason, count in sorted(outcome.reasons.items())
+        }
+        if self._choice.keeps is not None:
+            numbers["rollout/dynamic_filter/num_dropped"] = float(len(outcome.dropped))
+        if self._choice.keeps is not None or self._choice.saves:
+            numbers["perf/hold_time"] = outcome.held_s
+        if self._choice.saves or num_continued:
+            numbers["rollout/num_continued_groups"] = float(num_continued)
+            numbers["rollout/num_waiting_groups"] = float(len(self._supply))
+        return numbers
+
+
+def began_in(group: Group, step: int) -> Group:
+    """The group with the rollout of their first token on all samples that have one."""
+
+    def marked(sample: Sample) -> Sample:
+        if BEGAN in sample.metadata or not sample.sampled_T.any():
+            return sample
+        return replace(sample, metadata={**sample.metadata, BEGAN: step})
+
+    return replace(group, samples=tuple(map(marked, group.samples)))
+
+
+def without_old(group: Group, version: int) -> Group:
+    """The group with the tokens that other weights than these chose left untrained."""
+
+    def masked(sample: Sample) -> Sample:
+        is_old_T = sample.sampled_T & (sample.version_T != version)
+        if not is_old_T.any():
+            return sample
+        return replace(
+            sample,
+            sampled_T=sample.sampled_T & ~is_old_T,
+            logprobs_T=np.where(is_old_T, 0, sample.logprobs_T).astype(np.float32),
+        )
+
+    return replace(group, samples=tuple(map(masked, group.samples)))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from tandem.config import EvalSet
 from tandem.observe import evaluation_metrics
-from tandem.rollout.collect import GroupSampler, Progress
+from tandem.rollout.collect import Progress
 from tandem.rollout.events import EventLoop
-from tandem.rollout.settings import evaluation_sampling, evaluation_seed
+from tandem.rollout.groups import GroupSampler, fresh_group
+from tandem.rollout.settings import Terms, evaluation_sampling, evaluation_seed
 from tandem.types import Evaluation, Group, Prompt
 
 
@@ -44,6 +45,7 @@ class Evaluator:
     def evaluate(self) -> Evaluation:
         """The metrics of every set. The same prompts get the same randomness at every call."""
         started_s = time.perf_counter()
+        self._groups.door.open()
         by_name = self._events.run(self._evaluate())
         metrics: dict[str, float] = {}
         for name, groups in by_name.items():
@@ -66,20 +68,16 @@ class Evaluator:
     async def _one_set(
         self, one: EvaluationSet, on_sample: Callable[[], None]
     ) -> tuple[Group, ...]:
-        sampling = evaluation_sampling(one.cfg)
-        context = min(self._max_context, one.cfg.max_context_len or self._max_context)
-        groups = await asyncio.gather(
-            *(
-                self._groups.sample(
-                    prompt,
-                    sampling,
-                    num_samples=one.cfg.n_samples_per_eval_prompt,
-                    seed=evaluation_seed(self._seed, one.cfg.name),
-                    max_context=context,
-                    is_evaluation=True,
-                    on_sample=on_sample,
-                )
-                for prompt in one.prompts
-            )
+        terms = Terms(
+            sampling=evaluation_sampling(one.cfg),
+            seed=evaluation_seed(self._seed, one.cfg.name),
+            max_context=min(self._max_context, one.cfg.max_context_len or self._max_context),
+            is_evaluation=True,
         )
-        return tuple(groups)
+
+        async def judged(prompt: Prompt) -> Group:
+            group = fresh_group(prompt, one.cfg.n_samples_per_eval_prompt)
+            sampled = await self._groups.sample(group, terms, on_sample)
+            return await self._groups.judge(sampled, is_evaluation=True)
+
+        return tuple(await asyncio.gather(*map(judged, one.prompts)))

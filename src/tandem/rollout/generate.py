@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from tandem.contracts import Engine
+from tandem.rollout.door import Door
+from tandem.rollout.settings import Terms
 from tandem.types import (
     NO_VERSION,
     Completion,
@@ -58,35 +59,47 @@ def extended(sample: Sample, prompt: Prompt, completion: Completion, text: str) 
     )
 
 
-async def generate(
-    engine: Engine,
-    prompt: Prompt,
-    sample: Sample,
-    sampling: Sampling,
-    *,
-    seed: int,
-    tokenizer: Decodes,
-) -> Sample:
-    """The sample continued until it stops; what it already holds counts toward the token limit.
+class Generator:
+    """The rollout of one turn: the engine continues the prompt until it stops."""
 
-    A sample that has no room left comes back with `Ending.LENGTH` and nothing added.
-    """
+    def __init__(self, door: Door, tokenizer: Decodes) -> None:
+        self._door = door
+        self._tokenizer = tokenizer
+
+    async def __call__(self, prompt: Prompt, sample: Sample, terms: Terms) -> tuple[Sample]:
+        """The sample continued until it stops; what it already holds counts toward the limit.
+
+        A sample that has no room left comes back with `Ending.LENGTH` and nothing added.
+        """
+        request = request_for(prompt, sample, terms.sampling, seed=terms.seed)
+        if request is None:
+            return (replace(sample, ending=Ending.LENGTH),)
+        completion = await self._door.ask(request)
+        text = text_after(prompt, sample, completion, self._tokenizer, terms.sampling)
+        return (extended(sample, prompt, completion, text),)
+
+
+def request_for(prompt: Prompt, sample: Sample, sampling: Sampling, *, seed: int) -> Request | None:
+    """What to ask an engine so that the sample goes on; None when it has no room left."""
     room = sampling.max_new_tokens - sample.num_sampled
     if room <= 0:
-        return replace(sample, ending=Ending.LENGTH)
-    completion = await engine.add(
-        Request(
-            id=f"{seed}-{prompt.index}-{sample.position}-{sample.num_tokens}",
-            tokens_T=sample.tokens_T,
-            sampling=replace(
-                sampling,
-                max_new_tokens=room,
-                min_new_tokens=max(0, sampling.min_new_tokens - sample.num_sampled),
-            ),
-            key=SampleKey(seed=seed, prompt=prompt.index, sample=sample.position),
-            group=f"{seed}-{prompt.index}",
-        )
+        return None
+    return Request(
+        id=f"{seed}-{prompt.index}-{sample.position}-{sample.num_tokens}",
+        tokens_T=sample.tokens_T,
+        sampling=replace(
+            sampling,
+            max_new_tokens=room,
+            min_new_tokens=max(0, sampling.min_new_tokens - sample.num_sampled),
+        ),
+        key=SampleKey(seed=seed, prompt=prompt.index, sample=sample.position),
+        group=f"{seed}-{prompt.index}",
     )
+
+
+def text_after(
+    prompt: Prompt, sample: Sample, completion: Completion, tokenizer: Decodes, sampling: Sampling
+) -> str:
+    """Everything that follows the prompt once the completion is there, decoded."""
     written = sample.tokens_T[len(prompt.tokens_T) :].tolist() + completion.tokens_C.tolist()
-    text = tokenizer.decode(written, skip_special_tokens=sampling.skip_special_tokens)
-    return extended(sample, prompt, completion, text)
+    return tokenizer.decode(written, skip_special_tokens=sampling.skip_special_tokens)

@@ -1,10 +1,21 @@
 """Sampling settings, from the configuration to what an engine is asked for."""
 
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tandem.config import EvalSet, RolloutConfig
 from tandem.types import Prompt, Sampling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What the samples of a round are asked with."""
+
+    sampling: Sampling
+    seed: int
+    max_context: int | None = None
+    rollout_id: int = 0
+    is_evaluation: bool = False
 
 
 def training_sampling(cfg: RolloutConfig) -> Sampling:
@@ -24,6 +35,7 @@ def training_sampling(cfg: RolloutConfig) -> Sampling:
 
 def evaluation_sampling(cfg: EvalSet) -> Sampling:
     """How the answers of one evaluation set are chosen; `resolve` did the inheriting."""
+    assert cfg.max_response_len is not None, "rules refuse a set without a response limit"
     return Sampling(
         max_new_tokens=cfg.max_response_len,
         temperature=cfg.temperature,

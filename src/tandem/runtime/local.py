@@ -12,7 +12,7 @@ import torch
 
 from tandem.checkpoint.find import Found
 from tandem.config import Config, check_expectations, check_files, complete, flat
-from tandem.contracts import Engine, Sampler
+from tandem.contracts import Sampler
 from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
 from tandem.engine.torch.engine import TorchEngine
 from tandem.errors import ConfigError
@@ -22,14 +22,16 @@ from tandem.models.shape import Shape, read_shape
 from tandem.observe import RunLog, get_logger, set_up_logging
 from tandem.rewards.reward import RewardStage
 from tandem.rollout import (
+    Door,
     EvaluationSet,
     Evaluator,
     EventLoop,
+    Generator,
     GroupSampler,
-    RolloutStage,
     SupervisedStage,
-    training_sampling,
 )
+from tandem.runtime.algorithm import load_hooks, teacher_decoder
+from tandem.runtime.sampling import build_rollout_stage
 from tandem.runtime.saving import Saver, resume
 from tandem.runtime.signals import stop_on_signals
 from tandem.runtime.weights import find_start, policy_decoder, reference_decoder
@@ -65,18 +67,24 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     num_rollout = cfg.data.num_rollout
     assert num_rollout is not None, "the prompts are counted"
     found = find_start(cfg)
+    hooks = load_hooks(cfg)
     reward = build_reward(cfg, stack)
     decoder = policy_decoder(cfg, opened.shape, found, device)
-    reference = reference_decoder(cfg, opened.shape, device)
-    trainer = build_trainer(cfg, decoder, reference, num_rollout=num_rollout)
+    trainer = build_trainer(
+        cfg,
+        decoder,
+        reference_decoder(cfg, opened.shape, device),
+        num_rollout=num_rollout,
+        teacher=teacher_decoder(cfg, opened.shape, device),
+        hooks=hooks,
+    )
     engine = build_engine(cfg, decoder, opened, device, stack)
     start = cfg.data.start_rollout_id
     start = found.start_rollout_id if start is None else start
     log = stack.enter_context(open_log(cfg, found, start, num_rollout))
-    groups = GroupSampler(
-        engine, reward, opened.tokenizer, concurrency=cfg.engine.sglang_server_concurrency
-    )
-    sampler = build_sampler(cfg, opened, groups, events, log)
+    door = Door(engine, concurrency=cfg.engine.sglang_server_concurrency)
+    groups = GroupSampler(door, Generator(door, opened.tokenizer), reward)
+    sampler = build_sampler(cfg, opened, groups, engine, events, log)
     if found.is_resume:
         resume(found, trainer, sampler, with_optimizer=not cfg.checkpoint.no_load_optim)
     saved = found.start_rollout_id - 1 if cfg.checkpoint.load == cfg.checkpoint.save else -1
@@ -84,6 +92,7 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
         sampler=sampler,
         evaluator=build_evaluator(cfg, opened, groups, events, log),
         trainer=trainer,
+        hooks=hooks,
         sync=SharedSync([engine], dtype=dtype_name(decoder)),
         log=log,
         devices=Devices(),
@@ -159,7 +168,7 @@ def dtype_name(decoder: Decoder) -> str:
 
 def build_engine(
     cfg: Config, decoder: Decoder, opened: Inputs, device: torch.device, stack: ExitStack
-) -> Engine:
+) -> TorchEngine:
     """The embedded engine, which reads the trainer's own tensors."""
     engine = TorchEngine(decoder, opened.tokenizer, cfg.engine, device, opened.shape.eos_token_ids)
     stack.callback(engine.close)
@@ -198,7 +207,12 @@ def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
 
 
 def build_sampler(
-    cfg: Config, opened: Inputs, groups: GroupSampler, events: EventLoop, log: RunLog
+    cfg: Config,
+    opened: Inputs,
+    groups: GroupSampler,
+    engine: TorchEngine,
+    events: EventLoop,
+    log: RunLog,
 ) -> Sampler:
     """The rollout stage, or supervised data in its place."""
     batch_size = cfg.data.rollout_batch_size
@@ -211,14 +225,12 @@ def build_sampler(
             batch_size=batch_size,
             events=events,
         )
-    return RolloutStage(
+    return build_rollout_stage(
+        cfg,
         source=opened.source,
         groups=groups,
-        sampling=training_sampling(cfg.rollout),
         max_context=opened.max_context,
-        batch_size=batch_size,
-        num_samples=cfg.data.n_samples_per_prompt,
-        seed=cfg.data.rollout_seed,
+        holds=engine,
         events=events,
         progress=partial(log.progress, "sampling"),
     )

@@ -7,9 +7,11 @@ from tandem.checkpoint.find import Found
 from tandem.config import Config, to_dict
 from tandem.contracts import Sampler
 from tandem.errors import CheckpointError
+from tandem.rollout import LEFTOVERS, decode, encode
 from tandem.train import LocalTrainer
 
 SAMPLER, SETTINGS = "sampler", "settings"
+BUFFER = "unfinished"
 """Keys of a checkpoint's `extra`, beside the trainer's own."""
 
 
@@ -27,7 +29,11 @@ class Saver:
         """Writes iteration `rollout`; nothing to do without --save or when it is there already."""
         if self._cfg.save is None or rollout <= self._saved:
             return
-        extra = {SAMPLER: dict(sampler_state), SETTINGS: self._settings}
+        place = dict(sampler_state)
+        leftovers = place.pop(LEFTOVERS, ())
+        extra: dict[str, Any] = {SAMPLER: place, SETTINGS: self._settings}
+        if leftovers:
+            extra[BUFFER] = encode(leftovers)
         with_optimizer = not self._cfg.no_save_optim
         self._trainer.save(self._cfg.save, rollout, extra, with_optimizer=with_optimizer)
         self._saved = rollout
@@ -47,4 +53,5 @@ def resume(found: Found, trainer: LocalTrainer, sampler: Sampler, *, with_optimi
             f"{found.path} iteration {found.iteration} holds weights but no place in the data; "
             "pass --finetune to start a new run from its weights"
         )
-    sampler.restore(extra[SAMPLER])
+    leftovers = decode(extra[BUFFER]) if BUFFER in extra else ()
+    sampler.restore({**extra[SAMPLER], LEFTOVERS: leftovers})

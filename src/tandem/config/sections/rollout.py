@@ -30,6 +30,12 @@ class RolloutConfig:
     """Prompts fetched at once while a rollout is filled; `rollout_batch_size` when unset."""
     dynamic_sampling_filter_path: str | None = None
     """Hook `fn(args, group) -> bool or DynamicFilterOutput`: which groups are trained on."""
+    dynamic_sampling_keeps: Literal["finished", "prompts"] = "finished"
+    """Which accepted groups are kept: the first to finish, or the first in the order of prompts
+    (slower, and not biased toward short answers)."""
+    no_hold_for_verdicts: bool = False
+    """Sample on while a verdict that decides what is sampled next is late: faster beside a slow
+    reward, but such rollouts do not repeat to the bit."""
     partial_rollout: bool = False
     """Keep what unfinished samples have and continue them in the next rollout."""
     mask_offpolicy_in_partial_rollout: bool = False

@@ -1,0 +1,17 @@
+"""What users' hooks import, and how hooks are found and checked."""
+
+from tandem.hooks.load import Hook, Spec, load
+from tandem.hooks.records import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
+from tandem.rewards.view import DialectSample as Sample
+from tandem.rewards.view import DialectStatus as Status
+
+__all__ = [
+    "DynamicFilterOutput",
+    "Hook",
+    "RolloutFnEvalOutput",
+    "RolloutFnTrainOutput",
+    "Sample",
+    "Spec",
+    "Status",
+    "load",
+]

@@ -1,0 +1,1 @@
+"""Users' hooks as the rollout stage calls them."""

@@ -1,0 +1,97 @@
+"""What an algorithm needs beside the policy: the user's functions and a teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tandem.algo import Hooks, wants_teacher
+from tandem.checkpoint.find import decide_reference
+from tandem.config import Config, flat
+from tandem.errors import HookError
+from tandem.hooks import Hook, Spec, load
+from tandem.models.build import dtype_of
+from tandem.models.decoder import Decoder
+from tandem.models.shape import Shape
+from tandem.rewards.view import view_of
+from tandem.runtime.weights import fill
+from tandem.types import Group
+
+ADVANTAGE = Spec("--custom-advantage-function-path", "args, rollout_data")
+LOSS = Spec("--custom-loss-function-path", "args, batch, logits, sum_of_sample_mean")
+REDUCER = Spec(
+    "--custom-pg-loss-reducer-function-path",
+    "total_lengths, response_lengths, loss_masks, calculate_per_token_loss",
+)
+TIS = Spec(
+    "--custom-tis-function-path",
+    "args",
+    keywords="pg_loss, train_log_probs, rollout_log_probs, loss_masks, total_lengths, "
+    "response_lengths",
+)
+POST_PROCESS = Spec("--custom-reward-post-process-path", "args, samples")
+
+
+def load_hooks(cfg: Config) -> Hooks:
+    """The algorithm's hooks, loaded and checked; raises HookError for one that cannot be called."""
+    args, algo = flat(cfg), cfg.algo
+
+    def call(path: str | None, spec: Spec) -> Any:
+        return None if path is None else _guarded(load(path, spec))
+
+    post_process = call(cfg.reward.custom_reward_post_process_path, POST_PROCESS)
+    return Hooks(
+        args=args,
+        advantage=call(algo.custom_advantage_function_path, ADVANTAGE),
+        loss=call(algo.custom_loss_function_path, LOSS),
+        reducer=call(algo.custom_pg_loss_reducer_function_path, REDUCER),
+        tis=call(algo.custom_tis_function_path, TIS),
+        post_process=None if post_process is None else _post_process(post_process, args),
+    )
+
+
+def teacher_decoder(cfg: Config, shape: Shape, device: torch.device) -> Decoder | None:
+    """The teacher that distillation asks for, of the policy's own shape."""
+    if not wants_teacher(cfg.algo):
+        return None
+    found = decide_reference(
+        ref_load=cfg.algo.opd_teacher_load,
+        hf_checkpoint=cfg.model.hf_checkpoint,
+        ref_ckpt_step=cfg.algo.opd_teacher_ckpt_step,
+    )
+    decoder = Decoder(shape, dtype_of(cfg.model.dtype, device), device)
+    fill(decoder, found, cfg.debug.seed)
+    return decoder
+
+
+def _guarded(hook: Hook) -> Any:
+    """The hook's function; what it raises names the hook."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return hook.call(*arguments, **keywords)
+        except HookError:
+            raise
+        except Exception as error:
+            raise hook.failed(error, "this rollout") from error
+
+    return call
+
+
+def _post_process(hook: Any, args: Any) -> Any:
+    """`fn(args, samples) -> (raw, processed)` as scores `[G]` of each group."""
+
+    def scores(groups: Sequence[Group]) -> list[np.ndarray]:
+        views = [view_of(group.prompt, one) for group in groups for one in group.samples]
+        said = hook(args, views)
+        count = len(views)
+        if not isinstance(said, tuple) or len(said) != 2 or len(said[1]) != count:
+            raise HookError(
+                f"{POST_PROCESS.flag} must return (raw rewards, processed rewards), each a list of "
+                f"{count} numbers, one a sample"
+            )
+        sizes = np.cumsum([len(group.samples) for group in groups])[:-1]
+        return np.split(np.asarray(said[1], np.float64), sizes)
+
+    return scores
