@@ -17,7 +17,8 @@ from tandem.types import Completion, Ending
 BROKEN = "\ufffd"
 """Stands for bytes that are no whole character."""
 
-_MARK = "{tandem: the reply stands here}"
+_MARK = "[[7409-3315-8862]]"
+"""Stands for a reply while the template is asked what follows it; nothing there to capitalise."""
 
 Message = Mapping[str, Any]
 
