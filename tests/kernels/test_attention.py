@@ -5,11 +5,12 @@ from tandem.kernels.attention import packed_attention
 from tandem.kernels.grouped import grouped_paged_attention
 from tandem.kernels.paged import paged_attention, paged_prefill_attention, write_cache
 
-BLOCK, HEADS, KEY_HEADS, SIZE = 4, 6, 2, 8
+BLOCK, HEADS, KEY_HEADS, SIZE = 16, 6, 2, 8
 
 
 def _random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return x.to(torch.get_default_device())
 
 
 def _plain(q, k, v, scale=None):
@@ -60,7 +61,9 @@ def _paged(lengths, seed=0, spare=3):
     """A cache filled by write_cache with sequences whose blocks are shuffled."""
     blocks = [-(-length // BLOCK) for length in lengths]
     num_blocks = sum(blocks) + spare
-    free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+    free = torch.randperm(
+        num_blocks, generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+    ).tolist()
     table = torch.zeros(len(lengths), max(blocks), dtype=torch.int32)
     caches = [torch.full((num_blocks, BLOCK, KEY_HEADS, SIZE), 7.0) for _ in range(2)]
     keys, values = [], []

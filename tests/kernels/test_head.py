@@ -5,11 +5,12 @@ from tandem.kernels.head import token_logprobs
 
 
 def _case(rows=37, width=16, vocab=53, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, width, generator=generator).to(dtype).requires_grad_()
-    weight = torch.randn(vocab, width, generator=generator).mul(0.5).to(dtype).requires_grad_()
-    targets = torch.randint(vocab, (rows,), generator=generator)
-    return hidden, weight, targets
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = {"generator": generator, "device": "cpu"}
+    device = torch.get_default_device()
+    hidden = torch.randn(rows, width, **draw).to(device, dtype).requires_grad_()
+    weight = torch.randn(vocab, width, **draw).mul(0.5).to(device, dtype).requires_grad_()
+    return hidden, weight, torch.randint(vocab, (rows,), **draw).to(device)
 
 
 def _plain(hidden, weight, targets, temperature=1.0):
@@ -21,7 +22,7 @@ def _plain(hidden, weight, targets, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_logprobs_and_gradients_equal_the_plain_formula(chunk, temperature):
     hidden, weight, targets = _case()
-    grad = torch.randn(len(targets), generator=torch.Generator().manual_seed(1))
+    grad = torch.randn(len(targets))
     logprobs, entropy = token_logprobs(hidden, weight, targets, temperature, chunk)
     assert entropy is None
     found = torch.autograd.grad(logprobs, (hidden, weight), grad)
@@ -43,7 +44,7 @@ def test_entropy_has_a_gradient_only_when_asked():
 
 def test_entropy_gradient_equals_the_plain_formula():
     hidden, weight, targets = _case()
-    grads = torch.randn(2, len(targets), generator=torch.Generator().manual_seed(1))
+    grads = torch.randn(2, len(targets))
     found = token_logprobs(hidden, weight, targets, 0.9, 8, entropy_needs_grad=True)
     wanted = _plain(hidden, weight, targets, 0.9)
     found = torch.autograd.grad(found, (hidden, weight), tuple(grads))

@@ -20,8 +20,8 @@ def _choose(logits, u, temperature=1.0, top_p=1.0, top_k=-1):
 
 
 def _words(rows, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator) for _ in range(4)]
+    torch.manual_seed(seed)
+    return [torch.randint(-(2**63), 2**63 - 1, (rows,)) for _ in range(4)]
 
 
 def test_uniform_equals_the_reference_in_python_integers():
@@ -67,7 +67,7 @@ def test_chosen_tokens_follow_the_distribution():
 
 
 def test_temperature_zero_takes_the_likeliest_token_at_temperature_one():
-    logits = torch.randn(20, 31, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(20, 31)
     tokens, logprobs = _choose(logits, torch.rand(20).double(), temperature=0.0)
     assert torch.equal(tokens, logits.argmax(-1))
     torch.testing.assert_close(logprobs, torch.log_softmax(logits, -1).max(-1).values)
@@ -84,7 +84,7 @@ def test_a_number_close_to_one_chooses_a_token_that_has_mass():
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.6, -1), (1.0, 3), (0.5, 4), (1e-9, -1), (1.0, 1)])
 def test_restricted_choice_is_top_k_then_top_p(top_p, top_k):
-    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3))
+    logits = torch.randn(1, 12)
     mass = torch.softmax(logits[0].double(), -1)
     order = mass.argsort(descending=True).tolist()
     kept = order[: top_k if top_k > 0 else 12]
@@ -106,8 +106,8 @@ def test_restricted_choice_is_top_k_then_top_p(top_p, top_k):
 
 
 def test_a_restriction_that_restricts_nothing_changes_no_token():
-    logits = torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
-    u = torch.rand(500, generator=torch.Generator().manual_seed(1)).double()
+    logits = torch.randn(500, 40)
+    u = torch.rand(500).double()
     free, _ = _choose(logits, u)
     for restriction in ({"top_k": 40}, {"top_k": 1000}, {"top_k": 0}, {"top_p": 1.0}):
         assert torch.equal(_choose(logits, u, **restriction)[0], free)
@@ -117,16 +117,15 @@ def test_a_restriction_that_restricts_nothing_changes_no_token():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rows_token_does_not_depend_on_the_other_rows(dtype):
-    generator = torch.Generator().manual_seed(0)
     rows, vocab = 64, 1000
-    logits = (3 * torch.randn(rows, vocab, generator=generator)).to(dtype)
-    u = torch.rand(rows, generator=generator).double()
+    logits = (3 * torch.randn(rows, vocab)).to(dtype)
+    u = torch.rand(rows).double()
     temperature = torch.tensor([0.0, 0.7, 1.0, 1.3]).repeat(16)
     top_p = torch.tensor([1.0, 1.0, 0.9, 1.0, 0.5, 1.0, 1.0, 1.0]).repeat(8)
     top_k = torch.tensor([-1, 5, -1, -1, 20, -1, -1, 0]).repeat(8)
     columns = (logits, u, temperature, top_p, top_k)
     tokens, logprobs = choose_tokens(*columns)
-    for index in (torch.randperm(rows, generator=generator), torch.tensor([3]), torch.arange(9)):
+    for index in (torch.randperm(rows), torch.tensor([3]), torch.arange(9)):
         found = choose_tokens(*(column[index] for column in columns))
         assert torch.equal(found[0], tokens[index])
         assert torch.equal(found[1], logprobs[index])

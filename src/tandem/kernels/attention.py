@@ -6,6 +6,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from tandem.kernels.device import has_flash_attention_4
+
 
 def packed_attention(
     q_TNH: Tensor,
@@ -21,7 +23,21 @@ def packed_attention(
     1 / sqrt(H) unless given. Query head n reads key head n // (N / K). The bits of a sequence do
     not depend on the others of its row.
     """
-    return _by_length(q_TNH, k_TKH, v_TKH, bounds_S, scale)
+    if not q_TNH.is_cuda:
+        return _by_length(q_TNH, k_TKH, v_TKH, bounds_S, scale)
+    if has_flash_attention_4():
+        from tandem.kernels.cuda import flash
+
+        return flash.packed_attention(q_TNH, k_TKH, v_TKH, bounds_S, longest, scale)
+    return _varlen(q_TNH, k_TKH, v_TKH, bounds_S, longest, scale)
+
+
+def _varlen(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, longest: int, scale):
+    """FlashAttention 2, which torch brings along."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds = (bounds_S, bounds_S, longest, longest)
+    return varlen_attn(q_TNH, k_TKH, v_TKH, *bounds, scale=scale, window_size=(-1, 0))
 
 
 def _by_length(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, scale) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tandem.kernels.device import is_fused
 from tandem.kernels.paged import by_padded_length, gather_blocks, padded_length
 
 _ROWS_TOGETHER = 4
@@ -26,6 +27,12 @@ def grouped_paged_attention(
     the row's own token. A prefix is read once for all rows of its group; the two partial results
     are merged by their log-sum-exp. A row with neither prefix nor suffix gives zeros.
     """
+    if is_fused(q_RNH):
+        from tandem.kernels.cuda import decode
+
+        prefix = (prefix_table_GB, prefix_lengths_G, group_bounds_G)
+        suffix = (suffix_table_RB, suffix_lengths_R)
+        return decode.grouped_paged_attention(q_RNH, k_cache, v_cache, *prefix, *suffix, scale)
     scale = q_RNH.shape[-1] ** -0.5 if scale is None else scale
     shape = (k_cache.shape[2], -1)
     q = (q_RNH * scale).unflatten(1, shape)  # [R, K, N/K, H]

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tandem.kernels.device import has_flash_attention_4, is_fused
+
 _CALL_VALUES = 1 << 19  # keys gathered for one call: measured best on 2 MB
 
 
@@ -22,7 +24,12 @@ def write_cache(
 
     A negative slot is not written. Slots must differ from each other.
     """
-    if not slots_T.is_cuda and bool((slots_T < 0).any()):
+    if is_fused(k_TKH):
+        from tandem.kernels.cuda import paged as fused
+
+        fused.write_cache(k_TKH, v_TKH, k_cache, v_cache, slots_T)
+        return
+    if bool((slots_T < 0).any()):
         is_real_T = slots_T >= 0
         k_TKH, v_TKH, slots_T = k_TKH[is_real_T], v_TKH[is_real_T], slots_T[is_real_T]
     k_cache.flatten(0, 1).index_copy_(0, slots_T, k_TKH.to(k_cache.dtype))
@@ -41,6 +48,10 @@ def paged_attention(
 
     A row of length 0 gives zeros. The bits of a row depend on the row alone.
     """
+    if is_fused(q_RNH):
+        from tandem.kernels.cuda import decode
+
+        return decode.paged_attention(q_RNH, k_cache, v_cache, table_RB, lengths_R, scale)
     parts, places = [], []
     for length, rows in by_padded_length(lengths_R.tolist(), k_cache):
         index = torch.tensor(rows, device=q_RNH.device)
@@ -72,6 +83,11 @@ def paged_prefill_attention(
     Row r has queries `bounds_R[r] : bounds_R[r + 1]`, which are the last of its `lengths_R[r]`
     tokens; all of those are in the cache already. `longest_query` is the most queries of a row.
     """
+    if q_TNH.is_cuda and has_flash_attention_4():
+        from tandem.kernels.cuda import flash
+
+        rows = (bounds_R, table_RB, lengths_R)
+        return flash.paged_prefill_attention(q_TNH, k_cache, v_cache, *rows, longest_query, scale)
     out_TNH = torch.empty_like(q_TNH)
     bounds = bounds_R.tolist()
     calls: dict[tuple[int, int], list[int]] = {}
