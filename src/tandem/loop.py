@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tandem.algo import advantage
+from tandem.algo import NO_HOOKS, Hooks, advantage
 from tandem.config import Config
 from tandem.contracts import Evaluator, Sampler, Sync, Trainer
 from tandem.errors import Stopped
@@ -40,6 +40,7 @@ class Stages:
     rollouts_per_epoch: int
     precision: str  # fp32 or bf16: what the model computes in
     save: Callable[[int, Mapping[str, Any]], None]  # (rollout id, state of the sampler)
+    hooks: Hooks = NO_HOOKS  # the user's own functions in the algorithm
 
 
 def train(cfg: Config, stages: Stages) -> None:
@@ -62,7 +63,7 @@ def train(cfg: Config, stages: Stages) -> None:
                 with timers.span("annotate"):
                     groups = trainer.annotate(rollout.groups)
                 with timers.span("advantage"):
-                    groups = advantage(groups, cfg.algo)
+                    groups = advantage(groups, cfg.algo, stages.hooks)
                 with timers.span("pack"):
                     batches = pack(groups, stages.layout, cfg.batch, cfg.algo)
                 with timers.span("train"):

@@ -55,7 +55,6 @@ def refusals(read):
         ("--eps-clip-c 1", "--eps-clip-c 1.0: wanted a number above 1"),
         ("--advantage-estimator reinforce_plus_plus", "needs --normalize-advantages"),
         ("--use-rollout-logprobs --use-tis", "exclude each other"),
-        ("--get-mismatch-metrics", "needs --custom-tis-function-path"),
         ("--loss-type custom_loss", "needs --custom-loss-function-path"),
         ("--use-opd", "--use-opd needs --opd-type"),
         ("--use-opd --opd-type megatron", "needs --opd-teacher-load"),
@@ -85,7 +84,7 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
 @pytest.mark.parametrize(
     "line",
     [
-        "--advantage-estimator gspo",
+        "--use-routing-replay",
         "--rollout-top-p 0.9",
         "--rollout-engine sglang",
         "--runtime ray",

@@ -10,7 +10,14 @@ from tandem.config.not_yet import ROWS
 
 PACKAGE = Path(__file__).parents[2] / "src" / "tandem"
 COMING = {name for row in ROWS for name in row.names.split()}
-READ_BY_CONFIG = ("resolve.py", "eval_sets.py", "no_effect.py", "overlay.py", "not_yet.py")
+READ_BY_CONFIG = (
+    "resolve.py",
+    "roles.py",
+    "eval_sets.py",
+    "no_effect.py",
+    "overlay.py",
+    "not_yet.py",
+)
 ONE_VALUE_ONLY = {"optimizer"}  # its choices leave nothing to decide
 
 

@@ -56,7 +56,7 @@ def gradients_of(trainer, groups):
     (batches,) = pack(groups, trainer.layout, learning.batch, learning.algo)
     metrics = trainer._accumulate(batches)
     named = {n: p.grad.clone() for n, p in trainer._decoder.named_parameters()}
-    trainer._optimizer.drop_gradients()
+    trainer._descent.optimizer.drop_gradients()
     return named, {name: value.item() for name, value in metrics.items()}
 
 
@@ -365,8 +365,8 @@ def test_moments_are_dropped_at_each_rollout_when_asked(make_trainer, make_group
     for trainer in (kept, reset):
         for seed in range(2):
             learn(trainer, make_groups(seed=seed))
-    assert kept._optimizer.tensors()["optimizer.step"] == 2
-    assert reset._optimizer.tensors()["optimizer.step"] == 1
+    assert kept._descent.optimizer.tensors()["optimizer.step"] == 2
+    assert reset._descent.optimizer.tensors()["optimizer.step"] == 1
 
 
 def test_weights_are_the_storage_under_hugging_face_names(make_trainer):

@@ -12,8 +12,10 @@ NEEDS = (
         "wandb_run_id disable_wandb_random_suffix wandb_always_use_train_step",
         "use_wandb",
     ),
-    ("kl_loss_coef kl_loss_type use_unbiased_kl", "use_kl_loss"),
-    ("tis_clip tis_clip_low", "use_tis"),
+    ("kl_loss_coef use_unbiased_kl", "use_kl_loss"),
+    ("rs_level rs_lower_bound rs_upper_bound rs_veto_threshold", "use_rs"),
+    ("lora_alpha lora_target_modules", "lora_rank"),
+    ("overlong_penalty_factor overlong_max_len", "overlong_buffer_len"),
     ("opsm_delta", "use_opsm"),
     ("opd_kl_coef", "use_opd"),
     ("recompute_method recompute_num_layers", "recompute_granularity"),
@@ -86,8 +88,7 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         yield "num_epoch", "--num-rollout wins"
     if cfg.eval.eval_config:
         yield "eval_prompt_data", "--eval-config wins"
-    if not cfg.algo.has_critic:
-        yield "value_clip lambd gamma", "there is no critic"
+    yield from _algorithm(cfg)
     if cfg.optim.lr_decay_style == "constant":
         yield (
             "min_lr lr_decay_iters",
@@ -102,6 +103,33 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         "no_save_rng no_load_rng",
         "a run has no random state: every token is drawn by its own key, from --rollout-seed",
     )
+
+
+def _algorithm(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Settings of another algorithm."""
+    algo = cfg.algo
+    name = algo.advantage_estimator
+    if not algo.has_critic:
+        yield (
+            "value_clip lambd num_critic_only_steps critic_lr critic_lr_warmup_iters",
+            "there is no critic",
+        )
+        if name != "reinforce_plus_plus":
+            yield "gamma", f"{name} does not discount"
+    if name in ("grpo", "gspo", "cispo") and algo.kl_coef != 0:
+        yield "kl_coef", f"{name} takes no KL off the reward, it is only reported (--use-kl-loss)"
+    if not algo.has_reference:
+        yield "kl_loss_type ref_update_interval", "there is no KL term, so no reference"
+    is_corrected = algo.use_tis or algo.use_rs or algo.get_mismatch_metrics
+    if not is_corrected:
+        yield "tis_clip tis_clip_low tis_function custom_tis_function_path", "--use-tis is not set"
+    if not is_corrected or algo.tis_function != "mis":
+        yield (
+            "tis_level tis_mode tis_upper_bound tis_lower_bound",
+            "they steer --tis-function mis",
+        )
+    if not is_corrected or algo.custom_tis_function_path:
+        yield "tis_batch_normalize", "there are no weights to normalise"
 
 
 def _foreign(cfg: Config) -> Iterator[tuple[str, str]]:

@@ -84,7 +84,15 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
     ("algo", "eps_clip eps_clip_high value_clip", is_above_zero, "more than 0"),
     ("algo", "kl_coef kl_loss_coef", is_not_negative, "0 or more"),
     ("algo", "gamma lambd", is_closed_share, "0 to 1"),
-    ("algo", "ref_update_interval", is_positive, "1 or more"),
+    ("algo", "ref_update_interval overlong_max_len", is_positive, "1 or more"),
+    (
+        "algo",
+        "lora_rank overlong_buffer_len overlong_penalty_factor num_critic_only_steps critic_lr "
+        "critic_lr_warmup_iters tis_clip_low tis_lower_bound rs_lower_bound",
+        is_not_negative,
+        "0 or more",
+    ),
+    ("algo", "lora_alpha tis_clip tis_upper_bound rs_upper_bound", is_above_zero, "more than 0"),
     ("algo", "entropy_coef", isfinite, "a finite number"),
     (
         "optim",

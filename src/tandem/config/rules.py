@@ -127,12 +127,19 @@ def _algorithm(cfg: Config) -> Iterator[str]:
         yield f"--advantage-estimator {algo.advantage_estimator} needs --normalize-advantages"
     if algo.use_rollout_logprobs and algo.use_tis:
         yield "--use-rollout-logprobs and --use-tis exclude each other: TIS needs both log-probs"
-    if algo.get_mismatch_metrics and not algo.custom_tis_function_path:
-        yield "--get-mismatch-metrics needs --custom-tis-function-path"
+    if algo.use_rs and algo.tis_function != "mis" and not algo.custom_tis_function_path:
+        yield "--use-rs needs --tis-function mis: the other corrections reject nothing"
+    if algo.tis_batch_normalize and algo.custom_tis_function_path:
+        yield "--tis-batch-normalize is for --tis-function; a function of yours normalises itself"
     if algo.loss_type == "custom_loss" and not algo.custom_loss_function_path:
         yield "--loss-type custom_loss needs --custom-loss-function-path"
     if algo.loss_type == "sft_loss" and algo.use_kl_loss:
         yield "--loss-type sft_loss has no KL term; leave --use-kl-loss out"
+    if algo.loss_type == "custom_loss" and (algo.use_kl_loss or algo.entropy_coef):
+        yield (
+            "--loss-type custom_loss is all of the loss; leave --use-kl-loss and --entropy-coef "
+            "out and add such terms yourself"
+        )
     yield from _distillation(cfg)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tandem.kernels.attention import packed_attention
 from tandem.kernels.head import token_logprobs
@@ -32,13 +32,8 @@ def token_scores(
     so that counting those makes nothing wait.
     """
     kept = batch.mask_T.nonzero()[:, 0]
-    device = decoder.head_weight.device
-    batch, kept = to_device(batch, device), kept.to(device, non_blocking=True)
-
-    def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        return packed_attention(q_TNH, k_TKH, v_TKH, batch.bounds_S, batch.longest)
-
-    hidden_TD = decoder(batch.tokens_T, batch.positions_T, attend, how.recompute)
+    batch, hidden_TD = token_hidden(decoder, batch, how.recompute)
+    kept = kept.to(hidden_TD.device, non_blocking=True)
     logprobs, entropy = token_logprobs(
         hidden_TD.index_select(0, kept),
         decoder.head_weight,
@@ -53,6 +48,26 @@ def token_scores(
         return scores.new_zeros(len(batch.mask_T)).index_copy(0, kept, scores)
 
     return batch, spread(logprobs), None if entropy is None else spread(entropy)
+
+
+def token_hidden(
+    decoder: Decoder, batch: Batch, recompute: Recompute | None
+) -> tuple[Batch, Tensor]:
+    """The batch on the model's device, with the hidden states `[T, D]` that predict its targets."""
+    batch = to_device(batch, decoder.head_weight.device)
+
+    def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        return packed_attention(q_TNH, k_TKH, v_TKH, batch.bounds_S, batch.longest)
+
+    return batch, decoder(batch.tokens_T, batch.positions_T, attend, recompute)
+
+
+def token_values(
+    body: Decoder, head: nn.Linear, batch: Batch, recompute: Recompute | None = None
+) -> tuple[Batch, Tensor]:
+    """The batch on the model's device, with the value before each target, fp32 `[T]`."""
+    batch, hidden_TD = token_hidden(body, batch, recompute)
+    return batch, head(hidden_TD.float())[:, 0]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -12,11 +12,15 @@ def broken_invariants(stats: StepStats, algo: AlgoConfig, dtype: str) -> tuple[s
 
     Before its first step of a rollout the policy is the one that gave the old log-probs, so the
     ratio is 1 and the KL to it 0, up to the precision `dtype` (fp32 or bf16). With the engine's
-    log-probs as the old ones that is not so, and nothing is checked.
+    log-probs as the old ones, or those of an earlier policy (`--keep-old-actor`), that is not so,
+    and nothing is checked; nor while only the critic learns.
     """
-    if not stats.rows or algo.loss_type != "policy_loss" or algo.use_rollout_logprobs:
+    is_its_own_past = not (algo.use_rollout_logprobs or algo.keep_old_actor)
+    if not stats.rows or algo.loss_type != "policy_loss" or not is_its_own_past:
         return ()
-    drift = stats.rows[0]["ppo_kl_abs"]
+    drift = stats.rows[0].get("ppo_kl_abs")
+    if drift is None:
+        return ()
     bound = RATIO_BOUND[dtype]
     if drift <= bound:  # a NaN fails this too
         return ()

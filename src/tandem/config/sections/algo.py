@@ -117,8 +117,12 @@ class AlgoConfig:
     """Keep the previous policy's weights to compute old log-probs with."""
     num_critic_only_steps: int = 0
     """Rollouts in which only the critic learns."""
+    critic_lr: float | None = None
+    """The critic's peak learning rate; `lr` when unset."""
+    critic_lr_warmup_iters: int | None = None
+    """The critic's optimizer steps of linear warm-up; the policy's warm-up when unset."""
     megatron_config_path: str | None = None
-    """YAML of settings per role, actor or critic."""
+    """YAML of optimizer settings per role, actor or critic: `megatron: [{role, overrides}]`."""
     use_opd: bool = False
     """On-policy distillation from a teacher."""
     opd_type: Literal["sglang", "megatron"] | None = None
@@ -129,6 +133,20 @@ class AlgoConfig:
     """Teacher's checkpoint."""
     opd_teacher_ckpt_step: int | None = None
     """Iteration of the teacher's checkpoint."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters, which are then trained alone; 0: train the weights themselves."""
+    lora_alpha: float = 32.0
+    """Adapters count alpha / rank."""
+    lora_target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """The matrices that get one, named as in Hugging Face."""
 
     @property
     def has_reference(self) -> bool:

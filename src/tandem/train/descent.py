@@ -1,0 +1,80 @@
+"""The optimizer of one model with its schedule and its clock."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from tandem.config import OptimConfig
+from tandem.errors import TandemError
+from tandem.train.optimizer import AdamW
+from tandem.train.schedule import Schedule
+
+
+class Descent:
+    """Owns how one model's parameters move, and how far its run has come."""
+
+    def __init__(
+        self,
+        named: Iterable[tuple[str, Parameter]],
+        optim: OptimConfig,
+        schedule: Schedule,
+        step_size: int,
+        *,
+        of: str = "",
+    ) -> None:
+        """`step_size` is the rollouts of a full optimizer step; `of` names the model in errors."""
+        self.optimizer = AdamW(named, optim)
+        self.schedule = schedule
+        self.num_steps = 0  # taken, over the whole run
+        self.consumed = 0  # rollouts learned from: the clock of the schedule
+        self._optim = optim
+        self._step_size = step_size
+        self._of = of
+
+    def step(self, totals: dict[str, Tensor]) -> dict[str, float]:
+        """The step's metrics on the host, after the weights moved by what has been accumulated.
+
+        Raises TandemError at a gradient that is not finite, before any weight has moved, unless
+        `--no-check-for-nan-in-loss-and-grad` asks to skip such steps.
+        """
+        lr = self.schedule.lr(self.consumed)
+        totals = {**totals, "grad_norm": self.optimizer.step(lr)}
+        row = _to_host(totals)
+        is_taken = bool(np.isfinite(row["grad_norm"]))
+        if not is_taken and not self._optim.no_check_for_nan_in_loss_and_grad:
+            raise TandemError(
+                f"{self._of}optimizer step {self.num_steps}: the gradient norm is "
+                f"{row['grad_norm']} and the loss {next(iter(row.values()))}; no weight was "
+                "changed. Resume from the last checkpoint "
+                "with a smaller --lr, look at this step's samples, or pass "
+                "--no-check-for-nan-in-loss-and-grad to skip such steps"
+            )
+        row |= {"lr-pg_0": lr, "global_batch_size": self._step_size}
+        row |= {"step": self.num_steps, "skipped": float(not is_taken)}
+        if is_taken:
+            self.num_steps += 1
+            self.consumed += self._step_size
+        return row
+
+    def state(self) -> dict[str, int]:
+        """Where the clock stands; the optimizer's tensors are apart."""
+        return {"num_steps": self.num_steps, "consumed": self.consumed}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Sets the clock."""
+        self.num_steps, self.consumed = state["num_steps"], state["consumed"]
+
+    def start_afresh(self) -> None:
+        """Takes the parameters as they are for the beginning of a run."""
+        self.optimizer.adopt()
+        self.optimizer.forget()
+        self.num_steps = self.consumed = 0
+
+
+def _to_host(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    """The scalars as floats, in one copy from the device."""
+    values = torch.stack([value.double() for value in totals.values()]).tolist()
+    return dict(zip(totals, values, strict=True))
