@@ -164,3 +164,37 @@ def test_no_new_tokens_wanted_is_an_ending_at_once(engine_of, ask):
     (completion,) = engine.generate([ask(max_new_tokens=0)])
     assert completion.ending is Ending.LENGTH
     assert len(completion.tokens_C) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"engine_prefill_tokens": 7},
+        {"engine_max_running": 3},
+        {"engine_cache_tokens": 96, "is_late": True},
+    ],
+    ids=str,
+)
+def test_in_deterministic_mode_nothing_changes_a_bit(engine_of, requests, settings):
+    alone = [engine_of(deterministic_mode=True).generate([request])[0] for request in requests[:9]]
+    batched = engine_of(deterministic_mode=True, **settings).generate(requests)
+    for one, other in zip(alone, batched, strict=False):
+        assert one.tokens_C.tolist() == other.tokens_C.tolist()
+        assert one.logprobs_C.tobytes() == other.logprobs_C.tobytes()
+
+
+def test_in_deterministic_mode_a_resumed_sequence_has_the_same_bits(engine_of, ask):
+    request = ask(2, 1, max_new_tokens=20)
+    engine = engine_of(deterministic_mode=True)
+    (whole,) = engine.generate([request])
+    for cut in (1, 7, 19):
+        rest = dataclasses.replace(
+            request,
+            tokens_T=np.concatenate([request.tokens_T, whole.tokens_C[:cut]]),
+            sampling=dataclasses.replace(request.sampling, max_new_tokens=20 - cut),
+        )
+        engine.forget()
+        (second,) = engine.generate([rest])
+        assert second.tokens_C.tolist() == whole.tokens_C[cut:].tolist()
+        assert second.logprobs_C.tobytes() == whole.logprobs_C[cut:].tobytes()

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional
 
+from tandem.contracts import Attend
 from tandem.kernels.grouped import grouped_paged_attention
 from tandem.kernels.paged import paged_attention, paged_prefill_attention, write_cache
 
@@ -37,10 +39,10 @@ class DecodeAttend:
     table_RB: Tensor
     lengths_R: Tensor
 
-    def __call__(self, layer: int, q_RNH: Tensor, k_RKH: Tensor, v_RKH: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         k_cache, v_cache = self.cache[layer]
-        write_cache(k_RKH, v_RKH, k_cache, v_cache, self.places_R)
-        return paged_attention(q_RNH, k_cache, v_cache, self.table_RB, self.lengths_R)
+        write_cache(k_TKH, v_TKH, k_cache, v_cache, self.places_R)
+        return paged_attention(q_TNH, k_cache, v_cache, self.table_RB, self.lengths_R)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,11 @@ class GroupedDecodeAttend:
     suffix_table_RB: Tensor
     suffix_lengths_R: Tensor
 
-    def __call__(self, layer: int, q_RNH: Tensor, k_RKH: Tensor, v_RKH: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         k_cache, v_cache = self.cache[layer]
-        write_cache(k_RKH, v_RKH, k_cache, v_cache, self.places_R)
+        write_cache(k_TKH, v_TKH, k_cache, v_cache, self.places_R)
         return grouped_paged_attention(
-            q_RNH,
+            q_TNH,
             k_cache,
             v_cache,
             self.prefix_table_GB,
@@ -68,3 +70,16 @@ class GroupedDecodeAttend:
             self.suffix_table_RB,
             self.suffix_lengths_R,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedAttend:
+    """Another attention for the first `num_real` rows; the rest, put there to fill up, gets 0."""
+
+    attend: Attend
+    num_real: int
+
+    def __call__(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        real = self.num_real
+        out_TNH = self.attend(layer, q_TNH[:real], k_TKH[:real], v_TKH[:real])
+        return functional.pad(out_TNH, (0, 0, 0, 0, 0, len(q_TNH) - real))

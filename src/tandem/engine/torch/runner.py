@@ -10,12 +10,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from tandem.engine.torch.attend import DecodeAttend, GroupedDecodeAttend, PrefillAttend
+from tandem.contracts import Attend
+from tandem.engine.torch.attend import (
+    DecodeAttend,
+    GroupedDecodeAttend,
+    PaddedAttend,
+    PrefillAttend,
+)
 from tandem.engine.torch.grouping import find_groups, suffixes
 from tandem.kernels.head import token_logprobs
+from tandem.kernels.linear import invariant_linear
 from tandem.kernels.sample import choose_tokens, uniform
 from tandem.models.decoder import Decoder
+
+LEAST_ROWS = 16
+"""Rows of a matrix product on the CPU from which on its bits do not depend on their number; see
+`kernels.linear`. The deterministic mode computes no fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +101,13 @@ class Runner:
         block_size: int,
         num_slots: int,
         device: torch.device,
-        shares_prefixes: bool,
+        is_deterministic: bool,
     ) -> None:
         self.decoder, self.device = decoder, device
         self.num_blocks, self.block_size = num_blocks, block_size
-        self._shares_prefixes = shares_prefixes  # then bits depend on what is batched together
+        self._is_deterministic = is_deterministic
+        # attention kernels of the CPU give a token the same bits only if they see it alone
+        self._goes_by_row = is_deterministic and device.type == "cpu"
         self._newest_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._cache: Tensor | None = None
         self.allocate()
@@ -132,7 +146,7 @@ class Runner:
         assert self._cache is not None, "the cache is released"
         attend = self._decode_attend(self._cache, batch)
         tokens_R = self._newest_S.index_select(0, self._tensor(batch.draws.integers_R6[:, 0]))
-        hidden_RD = self.decoder(tokens_R, self._tensor(batch.positions_R), attend)
+        hidden_RD = self._hidden(tokens_R, self._tensor(batch.positions_R), attend)
         return self._draw(hidden_RD, batch.draws)
 
     @torch.no_grad()
@@ -164,20 +178,38 @@ class Runner:
         return logprobs_T
 
     def _prefill(self, cache: Tensor, batch: Prefill) -> Tensor:
-        attend = PrefillAttend(
-            cache,
-            places_T=self._tensor(batch.places_T),
-            bounds_S=self._tensor(batch.bounds_S),
-            table_SB=self._tensor(batch.table_SB),
-            lengths_S=self._tensor(batch.lengths_S),
-            longest=int(np.diff(batch.bounds_S).max()),
-        )
-        tokens_T, positions_T = self._tensor(batch.tokens_T), self._tensor(batch.positions_T)
-        return self.decoder(tokens_T, positions_T, attend)
+        places_T, positions_T = self._tensor(batch.places_T), self._tensor(batch.positions_T)
+        attend: Attend
+        if self._goes_by_row:
+            sizes_S = np.diff(batch.bounds_S)
+            attend = DecodeAttend(
+                cache,
+                places_R=places_T,
+                table_RB=self._tensor(np.repeat(batch.table_SB, sizes_S, axis=0)),
+                lengths_R=positions_T + 1,
+            )
+        else:
+            attend = PrefillAttend(
+                cache,
+                places_T=places_T,
+                bounds_S=self._tensor(batch.bounds_S),
+                table_SB=self._tensor(batch.table_SB),
+                lengths_S=self._tensor(batch.lengths_S),
+                longest=int(np.diff(batch.bounds_S).max()),
+            )
+        return self._hidden(self._tensor(batch.tokens_T), positions_T, attend)
 
-    def _decode_attend(self, cache: Tensor, batch: Decode) -> DecodeAttend | GroupedDecodeAttend:
+    def _hidden(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+        missing = LEAST_ROWS - len(tokens_T) if self._goes_by_row else 0
+        if missing <= 0:
+            return self.decoder(tokens_T, positions_T, attend)
+        fill = tokens_T.new_zeros(missing)
+        padded = (torch.cat([tokens_T, fill]), torch.cat([positions_T, fill]))
+        return self.decoder(*padded, PaddedAttend(attend, len(tokens_T)))[: len(tokens_T)]
+
+    def _decode_attend(self, cache: Tensor, batch: Decode) -> Attend:
         places_R = self._tensor(batch.places_R)
-        if self._shares_prefixes:
+        if not self._is_deterministic:  # the bits of shared prefixes depend on who shares them
             full_R = (batch.lengths_R - 1) // self.block_size
             groups = find_groups(batch.table_RB, full_R, batch.rank_R)
             if groups.is_shared:
@@ -206,7 +238,8 @@ class Runner:
             draws.integers_R6
         ).unbind(1)
         temperature_R, top_p_R = self._tensor(draws.temperature_R), self._tensor(draws.top_p_R)
-        logits_RV = self.decoder.logits(hidden_RD)
+        linear = invariant_linear if self._is_deterministic else functional.linear
+        logits_RV = linear(hidden_RD, self.decoder.head_weight)
         u_R = uniform(seed_R, prompt_R, sample_R, place_R)
         how = (u_R, temperature_R, top_p_R, top_k_R)
         if draws.forbidden is None:
