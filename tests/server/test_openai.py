@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tandem.server.messages import reply_message
+from tandem.types import Prompt
 
 ASK = [{"role": "user", "content": "guess a number between 1 and 9"}]
 CALL = 'Let me see. <tool_call>\n{"name": "look", "arguments": {"at": 3}}\n</tool_call>'
@@ -166,12 +167,9 @@ async def test_a_scripted_agent_is_recorded_as_it_was_sampled(client_to, model, 
             messages.append(choice.message)  # as agents do: the client's own object
             if reply:
                 messages.append({"role": "user", "content": reply})
-        [sample] = [
-            sample
-            for sample in door.recorder.samples_of(
-                "game-1", prompt_of(model), index=6, position=2, decode=model.tokenizer.decode
-            )
-        ]
+        sample = door.recorder.sample_of(
+            "game-1", prompt_of(model), index=6, position=2, decode=model.tokenizer.decode
+        )
     assert (sample.index, sample.rollout, sample.position) == (6, 6, 2)
     assert sample.metadata["recorded"] == {"branch": 0, "turns": 3, "realigned_tokens": 0}
     assert sample.logprobs_T[sample.sampled_T].tolist() == heard
@@ -206,8 +204,6 @@ async def test_a_session_is_read_and_closed_over_http(client_to):
 
 
 def prompt_of(model):
-    from tandem.types import Prompt
-
     text = model.tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
     tokens_T = np.asarray(model.tokens(text), np.int32)
     return Prompt(index=2, tokens_T=tokens_T, text=text, content=ASK)
