@@ -24,7 +24,7 @@ class Attend(Protocol):
     """Attention of one forward pass, handed into the decoder: packed, paged, or what comes next."""
 
     def __call__(
-        self, layer: int, q_TNH: "torch.Tensor", k_TKH: "torch.Tensor", v_TKH: "torch.Tensor"
+        self, layer: int, q_TNH: "torch.Tensor", k_TKH: "torch.Tensor", v_TKH: "torch.Tensor", /
     ) -> "torch.Tensor":
         """The attended values, `[T, N, H]`; queries and keys come with position applied."""
 

@@ -19,6 +19,7 @@ from tandem.engine.torch.attend import (
     PaddedAttend,
     PrefillAttend,
 )
+from tandem.engine.torch.graphs import DecodeGraphs
 from tandem.engine.torch.grouping import find_groups, suffixes
 from tandem.kernels.head import token_logprobs
 from tandem.kernels.linear import invariant_linear
@@ -110,6 +111,7 @@ class Runner:
         self._goes_by_row = is_deterministic and device.type == "cpu"
         self._newest_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._cache: Tensor | None = None
+        self._graphs: DecodeGraphs | None = None
         self.allocate()
 
     @property
@@ -118,12 +120,20 @@ class Runner:
 
     def allocate(self) -> None:
         """Makes the cache, `[L, 2, B, block, K, H]`: keys and values of every layer."""
-        if self._cache is None:
-            self._cache = self._new_cache(self.num_blocks)
+        if self._cache is not None:
+            return
+        self._cache = self._new_cache(self.num_blocks)
+        if self.device.type == "cuda":
+            self._graphs = DecodeGraphs(
+                self.decoder,
+                self._cache,
+                block_size=self.block_size,
+                is_deterministic=self._is_deterministic,
+            )
 
     def release(self) -> None:
         """Gives the cache's memory back."""
-        self._cache = None
+        self._cache = self._graphs = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -144,8 +154,12 @@ class Runner:
     def decode(self, batch: Decode) -> Drawn:
         """Computes the newest token of each row's slot and draws the next."""
         assert self._cache is not None, "the cache is released"
-        attend = self._decode_attend(self._cache, batch)
         tokens_R = self._newest_S.index_select(0, self._tensor(batch.draws.integers_R6[:, 0]))
+        if self._graphs is not None:
+            arrays = (batch.positions_R, batch.places_R, batch.lengths_R)
+            hidden_RD = self._graphs.hidden(tokens_R, *arrays, batch.table_RB, batch.rank_R)
+            return self._draw(hidden_RD, batch.draws)
+        attend = self._decode_attend(self._cache, batch)
         hidden_RD = self._hidden(tokens_R, self._tensor(batch.positions_R), attend)
         return self._draw(hidden_RD, batch.draws)
 

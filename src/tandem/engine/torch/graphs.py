@@ -1,0 +1,177 @@
+"""Decode steps that a GPU replays: captured once for each padded number of rows.
+
+A step's launches cost the host more than a small batch costs the device, so they are recorded and
+replayed. Everything that changes from step to step lies in buffers whose place and size stay: rows
+that are only there to fill up have length 0 and write nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tandem.contracts import Attend
+from tandem.engine.torch.attend import ExactDecodeAttend, GroupedDecodeAttend
+from tandem.engine.torch.grouping import find_groups, suffixes
+from tandem.models.decoder import Decoder
+
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128)
+"""Rows of the smaller graphs; above them a graph every `STEP` rows."""
+
+STEP = 32
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows of the graph that a step of `rows` rows runs in."""
+    for size in SIZES:
+        if rows <= size:
+            return size
+    return -(-rows // STEP) * STEP
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """What a graph reads. Tables are as wide as the longest sequence may get."""
+
+    tokens_R: Tensor
+    positions_R: Tensor
+    places_R: Tensor
+    lengths_R: Tensor  # of the suffix where prefixes are shared
+    table_RB: Tensor
+    prefix_table_GB: Tensor
+    prefix_lengths_G: Tensor
+    bounds_G: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A captured step: replaying it fills `hidden_RD` from the buffers."""
+
+    replayed: torch.cuda.CUDAGraph
+    buffers: Buffers
+    hidden_RD: Tensor
+
+
+class DecodeGraphs:
+    """Captures a graph when its size is first needed, over one cache; all share one memory pool."""
+
+    def __init__(
+        self, decoder: Decoder, cache: Tensor, *, block_size: int, is_deterministic: bool
+    ) -> None:
+        self._decoder, self._cache = decoder, cache
+        self._block_size = block_size
+        # bits of shared prefixes depend on who shares them
+        self._shares_prefixes = not is_deterministic
+        most_tokens = min(decoder.shape.max_positions, cache.shape[2] * block_size)
+        self._width = -(-most_tokens // block_size)
+        self._graphs: dict[int, Graph] = {}
+        self._pool: Any = None
+
+    def hidden(
+        self,
+        tokens_R: Tensor,
+        positions_R: np.ndarray,
+        places_R: np.ndarray,
+        lengths_R: np.ndarray,
+        table_RB: np.ndarray,
+        rank_R: np.ndarray,
+    ) -> Tensor:
+        """The hidden states `[R, D]` of one decode step; read them before the next one."""
+        rows = len(positions_R)
+        size = padded_rows(rows)
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(size)
+        graph = self._graphs[size]
+        buffers, missing = graph.buffers, (0, size - rows)
+        buffers.tokens_R[:rows].copy_(tokens_R)
+        _fill(buffers.positions_R, np.pad(positions_R, missing))
+        _fill(buffers.places_R, np.pad(places_R, missing, constant_values=-1))
+        if self._shares_prefixes:
+            lengths_R, table_RB = self._fill_prefixes(buffers, lengths_R, table_RB, rank_R)
+        _fill(buffers.lengths_R, np.pad(lengths_R, missing))
+        _fill_table(buffers.table_RB, table_RB)
+        graph.replayed.replay()
+        return graph.hidden_RD[:rows]
+
+    def _fill_prefixes(
+        self, buffers: Buffers, lengths_R: np.ndarray, table_RB: np.ndarray, rank_R: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fills in what rows share; gives the lengths and table of what they do not."""
+        size = len(buffers.prefix_lengths_G)
+        groups = find_groups(table_RB, (lengths_R - 1) // self._block_size, rank_R)
+        missing = (0, size - len(groups.shared_G))
+        block = np.int32(self._block_size)
+        _fill(buffers.prefix_lengths_G, np.pad(groups.shared_G * block, missing))
+        _fill(buffers.bounds_G, np.pad(groups.bounds_G, missing, mode="edge"))
+        if not groups.is_shared:
+            return lengths_R, table_RB
+        shared_R = groups.shared_R
+        widest = int(groups.shared_G.max())
+        _fill_table(buffers.prefix_table_GB, table_RB[groups.bounds_G[:-1], :widest])
+        return lengths_R - shared_R * block, suffixes(table_RB, shared_R)
+
+    def _capture(self, size: int) -> Graph:
+        buffers = self._new_buffers(size)
+        attend = self._attend(buffers)
+
+        def step() -> Tensor:
+            return self._decoder(buffers.tokens_R, buffers.positions_R, attend)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()  # kernels are compiled and libraries set up outside of the graph
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            hidden_RD = step()
+        self._pool = graph.pool()
+        return Graph(graph, buffers, hidden_RD)
+
+    def _attend(self, buffers: Buffers) -> Attend:
+        if not self._shares_prefixes:
+            return ExactDecodeAttend(
+                self._cache,
+                places_R=buffers.places_R,
+                table_RB=buffers.table_RB,
+                lengths_R=buffers.lengths_R,
+                bounds_R=buffers.bounds_G,
+            )
+        return GroupedDecodeAttend(
+            self._cache,
+            places_R=buffers.places_R,
+            prefix_table_GB=buffers.prefix_table_GB,
+            prefix_lengths_G=buffers.prefix_lengths_G,
+            bounds_G=buffers.bounds_G,
+            suffix_table_RB=buffers.table_RB,
+            suffix_lengths_R=buffers.lengths_R,
+        )
+
+    def _new_buffers(self, size: int) -> Buffers:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self._cache.device)
+
+        return Buffers(
+            tokens_R=zeros(size, dtype=torch.int64),
+            positions_R=zeros(size, dtype=torch.int64),
+            places_R=zeros(size, dtype=torch.int64).fill_(-1),
+            lengths_R=zeros(size),
+            table_RB=zeros(size, self._width),
+            prefix_table_GB=zeros(size, self._width),
+            prefix_lengths_G=zeros(size),
+            bounds_G=torch.arange(size + 1, dtype=torch.int32, device=self._cache.device),
+        )
+
+
+def _fill(buffer: Tensor, values: np.ndarray) -> None:
+    host = torch.from_numpy(np.ascontiguousarray(values)).pin_memory()
+    buffer.copy_(host, non_blocking=True)
+
+
+def _fill_table(buffer_RB: Tensor, table_RB: np.ndarray) -> None:
+    """Writes the upper left corner; what lies outside of it is not read."""
+    rows, width = table_RB.shape
+    host = torch.from_numpy(np.ascontiguousarray(table_RB)).pin_memory()
+    buffer_RB[:rows, :width].copy_(host.to(buffer_RB.device, non_blocking=True))
