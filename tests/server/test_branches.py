@@ -14,7 +14,7 @@ KEY = SampleKey(seed=11, prompt=4, sample=1)
 
 def session_of(realign_tokens=4, prompt=(1, 2, 3), key=KEY):
     prompt_T = np.asarray(prompt, np.int32)
-    return Session(key=key, prompt_T=prompt_T, pins=Pins(), realign_tokens=realign_tokens)
+    return Session(key=key, prompt_T=prompt_T, pins=Pins(), way=None, realign_tokens=realign_tokens)
 
 
 def completion_of(*tokens, ending=Ending.STOP):

@@ -6,7 +6,6 @@ from functools import partial
 
 from aiohttp import web
 
-from tandem.contracts import Engine
 from tandem.errors import ResourceError
 from tandem.server import control
 from tandem.server.chat import chat
@@ -16,7 +15,7 @@ from tandem.server.faults import Handler, Refusal, answer_faults
 from tandem.server.generate import generate
 from tandem.server.recorder import Recorder
 from tandem.server.service import Service, bearer, secret_in_key
-from tandem.server.settings import ServerSettings, Tokenizer
+from tandem.server.settings import Samples, ServerSettings, Tokenizer
 from tandem.server.words import Words
 
 OPEN_TO_ALL = ("/health",)
@@ -51,7 +50,7 @@ class Server:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Samples,
         tokenizer: Tokenizer,
         settings: ServerSettings,
         recorder: Recorder | None = None,

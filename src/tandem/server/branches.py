@@ -6,13 +6,16 @@ the last few tokens of its latest reply (realigned), or begins a branch of its o
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tandem.server.faults import Refusal
-from tandem.types import NO_VERSION, Completion, Ending, SampleKey, Sampling
+from tandem.types import NO_VERSION, Completion, Ending, Request, SampleKey, Sampling
+
+Way = Callable[[Request], Awaitable[Completion]]
+"""Takes a request to an engine and gives what it added."""
 
 Conversation = tuple[str, ...]
 """Messages as they are compared with one another, after the settings that render them."""
@@ -111,6 +114,10 @@ class Turn:
     def pins(self) -> Pins:
         return self._session.pins
 
+    @property
+    def way(self) -> Way | None:
+        return self._session.way
+
     def finish(self, completion: Completion, said: Conversation | None = None) -> None:
         """Writes the turn down. `said` is the conversation with the reply that the client reads.
 
@@ -153,10 +160,17 @@ class Session:
     """One attempt: its branches in the order of their first requests."""
 
     def __init__(
-        self, *, key: SampleKey | None, prompt_T: np.ndarray | None, pins: Pins, realign_tokens: int
+        self,
+        *,
+        key: SampleKey | None,
+        prompt_T: np.ndarray | None,
+        pins: Pins,
+        way: Way | None,
+        realign_tokens: int,
     ) -> None:
-        """`prompt_T` is the prompt whose first answer is sampled as a plain rollout samples it."""
-        self.key, self.pins = key, pins
+        """`prompt_T` is the prompt whose first answer is sampled as a plain rollout samples it;
+        `way` is where its requests go, None: to the server's engine."""
+        self.key, self.pins, self.way = key, pins, way
         self.branches: list[Branch] = []
         self._prompt_T, self._realign_tokens = prompt_T, realign_tokens
         self._num_begun: dict[bytes, int] = {}

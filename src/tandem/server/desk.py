@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tandem.contracts import Engine
 from tandem.errors import EngineError
 from tandem.server.branches import Conversation, Session, Turn
 from tandem.server.faults import Refusal
-from tandem.server.settings import ServerSettings
+from tandem.server.settings import Samples, ServerSettings
 from tandem.server.terms import Terms
 from tandem.server.words import Words
 from tandem.types import Completion, Ending, Request, SampleKey, Sampling
@@ -43,7 +42,7 @@ class Ask:
 class Desk:
     """Takes asks to the engine and gives completions; knows which are live."""
 
-    def __init__(self, engine: Engine, words: Words, settings: ServerSettings) -> None:
+    def __init__(self, engine: Samples, words: Words, settings: ServerSettings) -> None:
         self._engine, self._words, self._settings = engine, words, settings
         self._live: dict[str, set[str]] = {}  # names that the engine knows, by request
         self._aborted: set[str] = set()
@@ -184,7 +183,8 @@ class Desk:
             group=ask.id,
         )
         try:
-            coming = self._engine.add(request)
+            way = ask.turn and ask.turn.way
+            coming = way(request) if way else self._engine.add(request)
         except EngineError as error:
             raise Refusal(str(error)) from error
         names = self._live[ask.id]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tandem.errors import DataError
-from tandem.server.branches import Branch, Pins, Session
+from tandem.server.branches import Branch, Pins, Session, Way
 from tandem.server.faults import Refusal
 from tandem.types import Prompt, Sample, SampleKey
 
@@ -36,6 +36,7 @@ class Recorder:
         key: SampleKey | None = None,
         prompt_T: np.ndarray | None = None,
         pins: Pins | None = None,
+        way: Way | None = None,
     ) -> Session:
         """A new session; Refusal (409) if there is one of that name, 429 if there are too many."""
         if not NAME.fullmatch(name):
@@ -48,6 +49,7 @@ class Recorder:
             key=key,
             prompt_T=prompt_T,
             pins=pins or Pins(),
+            way=way,
             realign_tokens=self._realign_tokens,
         )
         self._sessions[name] = session

@@ -7,12 +7,11 @@ from typing import Any
 
 from aiohttp import web
 
-from tandem.contracts import Engine
 from tandem.server.branches import Session
 from tandem.server.desk import Desk
 from tandem.server.faults import Refusal
 from tandem.server.recorder import Recorder
-from tandem.server.settings import ServerSettings
+from tandem.server.settings import Samples, ServerSettings
 from tandem.server.words import Words
 
 SESSION_HEADER = "X-Tandem-Session"
@@ -24,7 +23,7 @@ SESSION_KEY = "session:"
 class Service:
     """The engine, and everything that stands between it and a client."""
 
-    engine: Engine
+    engine: Samples
     words: Words
     desk: Desk
     recorder: Recorder

@@ -1,7 +1,12 @@
-"""What a server is told when it is made."""
+"""What a server is given when it is made."""
 
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
+
+from tandem.types import Completion, EngineStats, Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +22,18 @@ class ServerSettings:
     max_choices: int = 1024  # answers that one request may ask for
     stream_interval: int = 8  # tokens between two events of a stream
     seed: int = 0  # of requests that bring none
+
+
+class Samples(Protocol):
+    """The part of an engine that the server needs; see `contracts.Engine`."""
+
+    def add(self, request: Request) -> Awaitable[Completion]: ...
+
+    async def abort(self, ids: Sequence[str] | None = None) -> None: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def canary(self, tokens_T: np.ndarray) -> np.ndarray: ...
 
 
 class Tokenizer(Protocol):
