@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from tandem.algo import advantage
 from tandem.config import AlgoConfig, BatchConfig, OptimConfig
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape
+from tandem.packing import pack
 from tandem.train import Learning, LocalTrainer, schedule_of
-from tandem.types import Ending, Group, Prompt, Sample
+from tandem.train.critic import Critic, ValueModel
+from tandem.train.descent import Descent
+from tandem.train.lora import TARGETS, Adapters
+from tandem.train.trainer import Beside
+from tandem.types import Ending, Group, Prompt, Sample, StepStats
 
 torch.set_num_threads(1)
 
@@ -54,7 +60,16 @@ def make_trainer(make_decoder) -> Callable[..., LocalTrainer]:
     """Builds a trainer; flags go to the section that has them."""
 
     def make(
-        *, algo=None, batch=None, optim=None, reference=None, decoder=None, step_size=8, **more
+        *,
+        algo=None,
+        batch=None,
+        optim=None,
+        reference=None,
+        teacher=None,
+        decoder=None,
+        step_size=8,
+        lora=None,
+        **more,
     ) -> LocalTrainer:
         optim = OptimConfig(**({"lr": 1e-3, "lr_decay_style": "constant"} | (optim or {})))
         learning = Learning(
@@ -67,9 +82,29 @@ def make_trainer(make_decoder) -> Callable[..., LocalTrainer]:
             **more,
         )  # fmt: skip
         decoder = make_decoder() if decoder is None else decoder
-        return LocalTrainer(decoder, learning, reference)
+        critic = adapters = None
+        if learning.algo.has_critic:
+            model = ValueModel(decoder)
+            descent = Descent(model.named_parameters(), optim, learning.schedule, step_size)
+            critic = Critic(model, descent, learning.recompute)
+        if lora is not None:
+            adapters = Adapters(decoder, **({"targets": TARGETS, "seed": 0} | lora))
+        beside = Beside(reference=reference, teacher=teacher, critic=critic, adapters=adapters)
+        return LocalTrainer(decoder, learning, beside=beside)
 
     return make
+
+
+@pytest.fixture
+def learn() -> Callable[..., StepStats]:
+    """One rollout's training, as the loop does it."""
+
+    def one_rollout(trainer: LocalTrainer, groups: list[Group]) -> StepStats:
+        learning = trainer._learning
+        groups = advantage(trainer.annotate(groups), learning.algo, learning.hooks)
+        return trainer.step_on(pack(groups, trainer.layout, learning.batch, learning.algo))
+
+    return one_rollout
 
 
 @pytest.fixture

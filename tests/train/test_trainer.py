@@ -20,13 +20,6 @@ FULL_ALGO = {
 }  # fmt: skip
 
 
-def learn(trainer, groups, algo=None, batch=None):
-    """One rollout's training, as the loop does it."""
-    learning = trainer._learning
-    groups = advantage(trainer.annotate(groups), learning.algo)
-    return trainer.step_on(pack(groups, trainer.layout, learning.batch, learning.algo))
-
-
 def logprobs_of(decoder, tokens_T, temperature=1.0):
     """Log-probs of every next token by a dense forward pass and torch's log-softmax."""
     tokens = torch.from_numpy(tokens_T.astype(np.int64))
@@ -127,7 +120,7 @@ def test_metrics_and_gradient_do_not_depend_on_the_packing(
         assert largest_error(got, wanted) < 2e-6
 
 
-def test_the_same_input_gives_the_same_bits(make_trainer, make_groups):
+def test_the_same_input_gives_the_same_bits(make_trainer, make_groups, learn):
     digests = []
     for _ in range(2):
         trainer = make_trainer()
@@ -137,14 +130,14 @@ def test_the_same_input_gives_the_same_bits(make_trainer, make_groups):
 
 
 @pytest.mark.parametrize("method", ["uniform", "block"])
-def test_recomputing_activations_changes_no_bit(make_trainer, make_groups, method):
+def test_recomputing_activations_changes_no_bit(make_trainer, make_groups, method, learn):
     plain, recomputing = make_trainer(), make_trainer(recompute=Recompute(method=method))
     learn(plain, make_groups())
     learn(recomputing, make_groups())
     assert plain.state_digest() == recomputing.state_digest()
 
 
-def test_one_step_needs_no_old_logprobs_and_has_ratio_exactly_one(make_trainer, make_groups):
+def test_one_step_needs_no_old_logprobs_and_has_ratio_exactly_one(make_trainer, make_groups, learn):
     trainer = make_trainer()
     groups = make_groups()
     assert trainer.annotate(groups) == tuple(groups)
@@ -155,7 +148,7 @@ def test_one_step_needs_no_old_logprobs_and_has_ratio_exactly_one(make_trainer, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_first_of_several_steps_has_ratio_exactly_one_and_the_next_has_not(
-    make_trainer, make_decoder, make_groups, dtype
+    make_trainer, make_decoder, make_groups, dtype, learn
 ):
     trainer = make_trainer(
         batch={"global_batch_size": 4}, step_size=4, decoder=make_decoder(dtype=dtype)
@@ -208,7 +201,7 @@ def test_annotated_logprobs_are_those_of_a_dense_forward_pass(
 
 
 def test_the_reference_does_not_learn_and_kl_to_itself_begins_at_zero(
-    make_trainer, make_decoder, make_groups
+    make_trainer, make_decoder, make_groups, learn
 ):
     reference = make_decoder()
     before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
@@ -219,7 +212,7 @@ def test_the_reference_does_not_learn_and_kl_to_itself_begins_at_zero(
     assert all(torch.equal(before[n], t) for n, t in reference.state_dict().items())
 
 
-def test_resuming_gives_the_same_bits_as_never_stopping(make_trainer, make_groups, tmp_path):
+def test_resuming_gives_the_same_bits_as_never_stopping(make_trainer, make_groups, tmp_path, learn):
     kinds = {"optim": {"lr_decay_style": "cosine", "lr_warmup_iters": 2, "lr": 1e-2}}
     rollouts = [make_groups(seed=seed) for seed in range(4)]
     whole = make_trainer(**kinds)
@@ -237,7 +230,9 @@ def test_resuming_gives_the_same_bits_as_never_stopping(make_trainer, make_group
     assert rows == whole_rows[2:]
 
 
-def test_resuming_in_bf16_gives_the_same_bits(make_trainer, make_decoder, make_groups, tmp_path):
+def test_resuming_in_bf16_gives_the_same_bits(
+    make_trainer, make_decoder, make_groups, tmp_path, learn
+):
     def fresh():
         return make_trainer(decoder=make_decoder(dtype=torch.bfloat16))
 
@@ -253,7 +248,7 @@ def test_resuming_in_bf16_gives_the_same_bits(make_trainer, make_decoder, make_g
     assert resumed.state_digest() == whole.state_digest()
 
 
-def test_weights_alone_can_be_taken_from_a_checkpoint(make_trainer, make_groups, tmp_path):
+def test_weights_alone_can_be_taken_from_a_checkpoint(make_trainer, make_groups, tmp_path, learn):
     trainer = make_trainer()
     learn(trainer, make_groups())
     trainer.save(tmp_path, 0, {}, with_optimizer=False)
@@ -271,7 +266,9 @@ def poison(trainer, value):
         trainer._decoder.norm.weight[0] = value
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing(make_trainer, make_groups):
+def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing(
+    make_trainer, make_groups, learn
+):
     trainer = make_trainer()
     learn(trainer, make_groups())
     poison(trainer, math.nan)
@@ -281,7 +278,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing(make_tr
     assert trainer.state_digest() == before
 
 
-def test_or_is_skipped_when_asked(make_trainer, make_groups):
+def test_or_is_skipped_when_asked(make_trainer, make_groups, learn):
     trainer = make_trainer(
         optim={"no_check_for_nan_in_loss_and_grad": True, "lr_warmup_iters": 4, "lr": 1e-3}
     )
@@ -297,7 +294,7 @@ def test_or_is_skipped_when_asked(make_trainer, make_groups):
     assert taken["step"] == 1 and taken["lr-pg_0"] == skipped["lr-pg_0"], "the clock stood still"
 
 
-def test_a_step_reports_what_it_was(make_trainer, make_groups):
+def test_a_step_reports_what_it_was(make_trainer, make_groups, learn):
     trainer = make_trainer(algo={"use_rollout_entropy": True}, optim={"lr": 3e-4})
     stats = learn(trainer, make_groups())
     (row,) = stats.rows
@@ -309,7 +306,9 @@ def test_a_step_reports_what_it_was(make_trainer, make_groups):
     )
 
 
-def test_phases_before_the_steps_are_timed_with_them(make_trainer, make_decoder, make_groups):
+def test_phases_before_the_steps_are_timed_with_them(
+    make_trainer, make_decoder, make_groups, learn
+):
     trainer = make_trainer(
         algo={"use_kl_loss": True}, reference=make_decoder(), batch={"global_batch_size": 4}
     )
@@ -317,13 +316,15 @@ def test_phases_before_the_steps_are_timed_with_them(make_trainer, make_decoder,
     assert set(stats.seconds) == {"log_probs", "ref_log_probs", "forward_backward", "optimizer"}
 
 
-def test_supervised_steps_learn_the_samples_by_heart(make_trainer, make_groups):
+def test_supervised_steps_learn_the_samples_by_heart(make_trainer, make_groups, learn):
     trainer = make_trainer(algo={"loss_type": "sft_loss"}, optim={"lr": 1e-2})
     losses = [learn(trainer, make_groups(1)).rows[0]["loss"] for _ in range(30)]
     assert losses[-1] < losses[0] / 10
 
 
-def test_policy_steps_make_good_samples_likelier_and_bad_ones_rarer(make_trainer, make_groups):
+def test_policy_steps_make_good_samples_likelier_and_bad_ones_rarer(
+    make_trainer, make_groups, learn
+):
     trainer = make_trainer(optim={"lr": 1e-3})
     (group,) = make_groups(1)
 
@@ -343,7 +344,7 @@ def test_policy_steps_make_good_samples_likelier_and_bad_ones_rarer(make_trainer
     assert moved[np.argmax(rewards)] > 0 > moved[np.argmin(rewards)]
 
 
-def test_groups_without_any_difference_move_nothing_but_decay(make_trainer, make_groups):
+def test_groups_without_any_difference_move_nothing_but_decay(make_trainer, make_groups, learn):
     (group,) = make_groups(1)
     flat = replace(group, samples=tuple(replace(s, reward=1.0) for s in group.samples))
     trainer = make_trainer(optim={"weight_decay": 0.0})
@@ -352,14 +353,14 @@ def test_groups_without_any_difference_move_nothing_but_decay(make_trainer, make
     assert row["grad_norm"] == 0.0 and trainer.weights(1).digests == before
 
 
-def test_a_rollout_without_any_verdict_is_a_step_of_zero_gradient(make_trainer, make_groups):
+def test_a_rollout_without_any_verdict_is_a_step_of_zero_gradient(make_trainer, make_groups, learn):
     (group,) = make_groups(1)
     missing = replace(group, samples=tuple(replace(s, reward=None) for s in group.samples))
     (row,) = learn(make_trainer(), [missing]).rows
     assert row["grad_norm"] == 0.0 and row["loss"] == 0.0
 
 
-def test_moments_are_dropped_at_each_rollout_when_asked(make_trainer, make_groups):
+def test_moments_are_dropped_at_each_rollout_when_asked(make_trainer, make_groups, learn):
     kept = make_trainer()
     reset = make_trainer(optim={"reset_optimizer_states": True})
     for trainer in (kept, reset):
