@@ -24,10 +24,10 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
-# Digits stay single tokens; the rest is split as GPT-2 and its heirs do (letters, signs, spaces).
-SPLIT = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Where tokens may not reach across, as in Qwen's tokenizers: a digit is a token of its own, and a
+# word may carry one sign or space before it (" the", "\\boxed").
+SPLIT = r"\p{N}|'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 ROLES = ("system", "user", "assistant")
-NUM_BYTES = 256
 
 
 def main() -> None:
@@ -109,7 +109,9 @@ def save_random_model(options: argparse.Namespace, tokenizer: "PreTrainedTokeniz
     """Writes config and weights drawn by transformers' own initialisation; gives their number."""
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     special: dict[str, Any] = {
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,

@@ -66,7 +66,7 @@ def worked_row(number: str) -> dict[str, Any]:
 
 def question(number: str) -> dict[str, str]:
     """The user's turn that asks for one number to be sorted."""
-    return {"role": "user", "content": f"Sort the digits of {number}, smallest first."}
+    return {"role": "user", "content": f"Sort {number}"}
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

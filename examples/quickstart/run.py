@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = ".made-by-quickstart"
@@ -32,7 +33,7 @@ MODEL_ARGS = """
     --use-rotary-position-embeddings --rotary-base 10000 --disable-bias-linear
     --normalization RMSNorm --norm-epsilon 1e-6
 """
-# Prompts are 23 tokens, answers 12.
+# A prompt is 16 tokens, an answer 10.
 BATCH_ARGS = "--use-dynamic-batch-size --max-tokens-per-gpu 4096 --balance-data"
 # Adam forgets quickly (0.98), as a run of a hundred steps wants it.
 ADAM_ARGS = "--optimizer adam --adam-beta1 0.9 --adam-beta2 0.98 --weight-decay 0.1"
@@ -41,7 +42,7 @@ PLACE_ARGS = "--actor-num-nodes 1 --actor-num-gpus-per-node 1 --colocate"
 WARMUP_ARGS = f"""
     --rollout-function-path slime.rollout.sft_rollout.generate_rollout
     --loss-type sft_loss --loss-mask-type qwen --calculate-per-token-loss
-    --disable-compute-advantages-and-returns --debug-train-only
+    --disable-compute-advantages-and-returns
     --input-key messages --num-rollout {NUM_WARMUP} --rollout-batch-size 128
     --global-batch-size 128 --rollout-shuffle
     --lr 2e-3 --lr-decay-style constant --lr-warmup-iters 10
@@ -49,7 +50,7 @@ WARMUP_ARGS = f"""
 ROLLOUT_ARGS = f"""
     --input-key prompt --label-key label --apply-chat-template --rollout-shuffle --rm-type math
     --num-rollout {NUM_ROLLOUT} --rollout-batch-size 64 --n-samples-per-prompt 8
-    --rollout-max-response-len 16 --rollout-temperature 1.0 --num-steps-per-rollout 1
+    --rollout-max-response-len 12 --rollout-temperature 1.0 --num-steps-per-rollout 1
 """
 # Without its warm-up the same learning rate can ruin the policy within ten steps.
 GRPO_ARGS = """
@@ -60,7 +61,7 @@ GRPO_ARGS = """
 IN_RUN_EVAL_ARGS = "--eval-interval 20 --n-samples-per-eval-prompt 4"
 EVAL_ARGS = """
     --input-key prompt --label-key label --apply-chat-template --rm-type math
-    --rollout-batch-size 1 --rollout-max-response-len 16 --eval-temperature 0
+    --rollout-batch-size 1 --rollout-max-response-len 12 --eval-temperature 0
 """
 
 
@@ -77,7 +78,7 @@ def main() -> int:
             print(f"\nquickstart: this step ended with status {status}; nothing after it ran")
             return status
         learning_s += seconds if "train.py" in words else 0.0
-    print(summary(folder, learning_s, time.monotonic() - began))
+    print(last_words(folder, measure(folder, options.seed, learning_s, time.monotonic() - began)))
     return 0
 
 
@@ -193,28 +194,37 @@ def flag_groups(words: Sequence[str], width: int = 90) -> list[str]:
     return lines
 
 
-def summary(folder: Path, learning_s: float, all_s: float) -> str:
-    """The last words: accuracy before and after, and where to look."""
-    greedy = [evaluations(folder / f"eval-{name}")[-1] for name in ("before", "after")]
+def measure(folder: Path, seed: int, training_s: float, all_s: float) -> dict[str, Any]:
+    """Accuracy before and after, and the time; kept in `summary.json` too."""
     sampled = evaluations(folder / "grpo")
-    return "\n".join(
-        [
-            "",
-            f"{'held-out accuracy':<36}{'before':>8}{'after':>8}",
-            f"{'most probable answer':<36}{greedy[0]:>8.1%}{greedy[1]:>8.1%}",
-            f"{'sampled at temperature 1':<36}{sampled[0]:>8.1%}{sampled[-1]:>8.1%}",
-            "",
-            f"training took {learning_s:.0f} s, everything {all_s:.0f} s",
-            "",
-            "where to look next:",
-            f"  {folder}/grpo/report.md      the run in words, with reward.png beside it",
-            f"  {folder}/grpo/metrics.jsonl  every number of every step",
-            f"  {folder}/grpo/samples.jsonl  what the model wrote, and its rewards",
-            f"  {folder}/grpo_hf             the trained model, a Hugging Face folder",
-            f"  {folder}/commands.sh         the commands above, to change and run again",
-            "  docs/quickstart.md           what happened, step by step",
-        ]
-    )
+    measured = {
+        "seed": seed,
+        "greedy": [evaluations(folder / f"eval-{name}")[-1] for name in ("before", "after")],
+        "sampled": [sampled[0], sampled[-1]],
+        "training_s": round(training_s, 1),
+        "all_s": round(all_s, 1),
+    }
+    (ROOT / folder / "summary.json").write_text(json.dumps(measured) + "\n", encoding="utf-8")
+    return measured
+
+
+def last_words(folder: Path, measured: Mapping[str, Any]) -> str:
+    """Accuracy before and after as a table, and where to look."""
+    greedy, sampled = measured["greedy"], measured["sampled"]
+    return f"""
+{"held-out accuracy":<28}{"before":>8}{"after":>8}
+{"most probable answer":<28}{greedy[0]:>8.1%}{greedy[1]:>8.1%}
+{"sampled at temperature 1":<28}{sampled[0]:>8.1%}{sampled[1]:>8.1%}
+
+training took {measured["training_s"]:.0f} s, everything {measured["all_s"]:.0f} s
+
+where to look next:
+  {folder}/grpo/report.md      the run in words, with reward.png beside it
+  {folder}/grpo/metrics.jsonl  every number of every step
+  {folder}/grpo/samples.jsonl  what the model wrote, and its rewards
+  {folder}/grpo_hf/            the trained model, a Hugging Face folder
+  {folder}/commands.sh         the commands above, to change and run again
+  docs/quickstart.md                 what happened, step by step"""
 
 
 def evaluations(run: Path) -> list[float]:

@@ -1,9 +1,13 @@
 """The quickstart's problems: disjoint, repeatable, and graded as they are meant."""
 
 import importlib.util
+import io
+import json
 from pathlib import Path
 
 import pytest
+
+from tandem.rewards.command import run_grade
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,3 +51,15 @@ def test_a_label_is_the_sorted_number_and_no_zero_is_in_it(problems):
     assert "583219" in asked(row)
     labels = [row["label"] for row in problems.datasets(1)["heldout"]]
     assert all("0" not in label and len(label) == problems.NUM_DIGITS for label in labels)
+
+
+def test_the_grader_takes_the_answer_that_is_taught_and_no_other_order(problems):
+    number = "583219"
+    taught = problems.worked_row(number)["messages"][1]["content"]
+    label = problems.problem_row(number)["label"]
+    cases = [taught, f"\\boxed{{{number}}}", label, "\\boxed{123589", "\\boxed{12358}"]
+    asked_lines = [json.dumps({"response": answer, "label": label}) for answer in cases]
+    verdicts = io.StringIO()
+    run_grade("math", asked_lines, verdicts)
+    rewards = [json.loads(line)["reward"] for line in verdicts.getvalue().splitlines()]
+    assert rewards == [1, 0, 0, 0, 0]

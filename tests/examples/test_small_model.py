@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-QUESTION = [{"role": "user", "content": "Sort the digits of 583219, smallest first."}]
+QUESTION = [{"role": "user", "content": "Sort 583219"}]
 
 
 def run_example(*words):
