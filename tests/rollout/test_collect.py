@@ -8,7 +8,7 @@ import numpy as np
 from tandem.config import EvalSet, RolloutConfig
 from tandem.rollout.collect import Choice, RolloutStage
 from tandem.rollout.door import Door
-from tandem.rollout.evaluate import EvaluationSet, Evaluator
+from tandem.rollout.evaluate import EvaluationSet, SetEvaluator
 from tandem.rollout.events import EventLoop
 from tandem.rollout.generate import Generator, blank_sample
 from tandem.rollout.groups import GroupSampler
@@ -177,7 +177,7 @@ def test_evaluation_asks_each_set_with_its_own_settings_and_seed():
         )
         for name, length in (("short", 2), ("long", 6))
     ]
-    evaluation = Evaluator(sets, groups, seed=7, max_context=100, events=events).evaluate()
+    evaluation = SetEvaluator(sets, groups, seed=7, max_context=100, events=events).evaluate()
     assert {name: len(rows) for name, rows in evaluation.groups.items()} == {"short": 3, "long": 3}
     assert evaluation.metrics["eval/short"] == 2 and evaluation.metrics["eval/long"] == 6
     assert evaluation_seed(7, "short") != evaluation_seed(7, "long") != 7

@@ -63,7 +63,6 @@ NOT_YET = (
     "min_eval_samples",
     "eval_task_timeout",
     "early_stop",
-    "custom_generate_function_path",
 )
 """Settings of the dialect that are to come; `early_stop` stands for all that begin so."""
 

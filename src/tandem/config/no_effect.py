@@ -20,6 +20,7 @@ NEEDS = (
     ("opd_kl_coef", "use_opd"),
     ("recompute_method recompute_num_layers", "recompute_granularity"),
     ("no_save_optim", "save"),
+    ("mask_offpolicy_in_partial_rollout buffer_filter_path", "partial_rollout"),
     ("apply_chat_template_kwargs", "apply_chat_template"),
     ("max_tokens_per_gpu log_probs_max_tokens_per_gpu balance_by_flops", "use_dynamic_batch_size"),
     (

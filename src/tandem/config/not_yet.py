@@ -107,12 +107,8 @@ ROWS = (
     Row("rollout_engine", "SGLang", "set {flag} torch", ("auto", "torch")),
     Row("rollout_external_engine_addrs", "engines that run already", LEAVE_OUT),
     # --- rollouts
-    Row("rollout_function_path eval_function_path", "rollouts of your own", LEAVE_OUT),
-    Row("custom_generate_function_path", "your own generate function", LEAVE_OUT),
     Row(
-        "rollout_sample_hook_path rollout_sample_filter_path rollout_all_samples_process_path "
         "rollout_data_postprocess_path custom_convert_samples_to_train_data_path "
-        "custom_rollout_log_function_path custom_eval_rollout_log_function_path "
         "custom_model_provider_path custom_megatron_init_path "
         "custom_megatron_before_log_prob_hook_path custom_megatron_before_train_step_hook_path",
         "this hook",
@@ -126,11 +122,6 @@ ROWS = (
     ),
     # --- data
     Row("multimodal_keys", "images and other media", LEAVE_OUT),
-    Row(
-        "data_source_path disable_rollout_global_dataset",
-        "data sources of your own",
-        "give --prompt-data",
-    ),
     # --- algorithms
     Row("use_routing_replay use_rollout_routing_replay", "mixture of experts", LEAVE_OUT),
     # --- optimizer and memory

@@ -45,7 +45,11 @@ def _required(cfg: Config) -> Iterator[str]:
     if cfg.data.num_rollout is None and cfg.data.num_epoch is None:
         yield "--num-rollout is required (or --num-epoch): how many rollouts the run has"
     # an evaluation alone (`--num-rollout 0`) reads no training prompts
-    if not cfg.data.prompt_data and cfg.data.num_rollout != 0:
+    if cfg.data.disable_rollout_global_dataset and not cfg.data.data_source_path:
+        yield "--disable-rollout-global-dataset needs --data-source-path, where prompts come from"
+    elif (
+        not cfg.data.prompt_data and not cfg.data.data_source_path and cfg.data.num_rollout != 0
+    ):
         yield "--prompt-data is required: a .jsonl or .parquet file of prompts"
     is_sampling = cfg.algo.loss_type != "sft_loss"
     if is_sampling and cfg.rollout.rollout_max_response_len is None:

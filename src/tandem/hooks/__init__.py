@@ -1,5 +1,6 @@
 """What users' hooks import, and how hooks are found and checked."""
 
+from tandem.hooks.asking import generate, tokenizer
 from tandem.hooks.load import Hook, Spec, load
 from tandem.hooks.records import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from tandem.rewards.view import DialectSample as Sample
@@ -13,5 +14,7 @@ __all__ = [
     "Sample",
     "Spec",
     "Status",
+    "generate",
     "load",
+    "tokenizer",
 ]

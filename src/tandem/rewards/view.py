@@ -1,6 +1,7 @@
 """What a user's hook sees of a sample: the dialect's attribute names."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -26,6 +27,13 @@ STATUS_OF = {
     Ending.ABORT: DialectStatus.ABORTED,
     Ending.ERROR: DialectStatus.FAILED,
 }
+
+STATUS_BY_REASON = {
+    "stop": DialectStatus.COMPLETED,
+    "length": DialectStatus.TRUNCATED,
+    "abort": DialectStatus.ABORTED,
+}
+"""By the type of a finish reason; others say nothing."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -69,6 +77,39 @@ class DialectSample:
     def get_reward_value(self, args: Any) -> Any:
         """The reward, or its entry under `args.reward_key` when that is set."""
         return self.reward[args.reward_key] if args.reward_key else self.reward
+
+    def append_response_tokens(
+        self,
+        args: Any,
+        tokens: Sequence[int],
+        log_probs: Sequence[float] | None = None,
+        trainable: bool = True,
+        meta_info: Mapping[str, Any] | None = None,
+        text: str | None = None,
+        update_terminal_info: bool = True,
+    ) -> None:
+        """Adds tokens to the response: what the policy wrote (with log-probs), or a reply of the
+        world, which is not trained. `meta_info` is that of `/generate`. Raises ValueError.
+        """
+        if trainable and (log_probs is None or len(log_probs) != len(tokens)):
+            raise ValueError(f"{len(tokens)} trainable tokens need a log-prob each")
+        if not trainable and log_probs is not None:
+            raise ValueError("tokens that are not trained have no log-probs")
+        if self.loss_mask is None:
+            self.loss_mask = [1] * self.response_length
+        if self.rollout_log_probs is None:
+            self.rollout_log_probs = [0.0] * self.response_length
+        self.tokens.extend(int(token) for token in tokens)
+        self.response_length += len(tokens)
+        self.response += text or ""
+        self.loss_mask.extend([int(trainable)] * len(tokens))
+        self.rollout_log_probs.extend(map(float, log_probs or [0.0] * len(tokens)))
+        told = meta_info or {}
+        if "weight_version" in told:
+            self.weight_versions.append(str(told["weight_version"]))
+        ended = (told.get("finish_reason") or {}).get("type")
+        if update_terminal_info and ended in STATUS_BY_REASON:
+            self.status = STATUS_BY_REASON[ended]
 
 
 def view_of(prompt: Prompt, sample: Sample) -> DialectSample:

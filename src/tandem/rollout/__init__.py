@@ -2,7 +2,7 @@
 
 from tandem.rollout.collect import Choice, RolloutStage
 from tandem.rollout.door import Door
-from tandem.rollout.evaluate import EvaluationSet, Evaluator
+from tandem.rollout.evaluate import EvaluationSet, SetEvaluator
 from tandem.rollout.events import EventLoop
 from tandem.rollout.generate import Generator
 from tandem.rollout.groups import GroupSampler
@@ -16,11 +16,11 @@ __all__ = [
     "Choice",
     "Door",
     "EvaluationSet",
-    "Evaluator",
     "EventLoop",
     "Generator",
     "GroupSampler",
     "RolloutStage",
+    "SetEvaluator",
     "SupervisedStage",
     "Supply",
     "Terms",

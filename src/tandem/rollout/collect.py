@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 from tandem.rollout.brake import Holds
 from tandem.rollout.collection import Collection, GroupFilter, Outcome
 from tandem.rollout.events import EventLoop
+from tandem.rollout.generate import blank_sample
 from tandem.rollout.groups import GroupSampler
 from tandem.rollout.rules import Order, Round
 from tandem.rollout.settings import Terms
 from tandem.rollout.supply import Supply
-from tandem.types import Group, Rollout, Sample
+from tandem.types import Ending, Group, Rollout, Sample
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,23 @@ class Choice:
     masks_old: bool = False  # tokens of earlier weights are not trained
 
 
+Change = Callable[[tuple[Group, ...]], tuple[Group, ...]]
+Look = Callable[[tuple[Group, ...]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AfterRound:
+    """What users' hooks do with a round once it is there."""
+
+    change: Change | None = None  # of the kept groups
+    look: Look | None = None  # at all judged groups, the dropped ones too
+    log: Callable[[Rollout], bool] | None = None  # True: this stage's metrics are logged already
+    mark: Callable[[int], None] | None = None  # the source saves itself
+
+
+NOTHING_AFTER = AfterRound()
+
+
 class RolloutStage:
     """Collects rollouts; owns the event loop that sampling, hooks and rewards share."""
 
@@ -53,9 +72,11 @@ class RolloutStage:
         choice: Choice,
         events: EventLoop,
         holds: Holds | None = None,
+        after: AfterRound = NOTHING_AFTER,
         progress: Progress | None = None,
     ) -> None:
         """`holds` is the engine where it can be held, so that rounds repeat to the bit."""
+        self._after = after
         self._supply, self._groups, self._terms, self._choice = supply, groups, terms, choice
         self._events = events
         self._holds = holds
@@ -68,14 +89,19 @@ class RolloutStage:
         outcome = self._events.run(self._collect(step))
         num_continued = num_waiting - len(self._supply)
         self._supply.put_back([began_in(group, step) for group in outcome.leftovers])
-        kept = outcome.kept
-        if self._choice.masks_old:
-            kept = tuple(without_old(group, self._groups.door.version) for group in kept)
         metrics = {
             "perf/rollout_time": time.perf_counter() - started_s,
             **self._numbers(outcome, num_continued),
         }
-        return Rollout(step=step, groups=kept, metrics=metrics, dropped=outcome.dropped)
+        rollout = Rollout(
+            step=step, groups=self._trained(outcome), metrics=metrics, dropped=outcome.dropped
+        )
+        if self._after.mark is not None:
+            self._after.mark(step)
+        if self._after.log is not None and self._after.log(rollout):
+            seconds = metrics["perf/rollout_time"]
+            return replace(rollout, metrics={"perf/rollout_time": seconds})
+        return rollout
 
     def state(self) -> Mapping[str, Any]:
         """What a checkpoint must hold so that the next rollout is the same."""
@@ -84,6 +110,17 @@ class RolloutStage:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; raises DataError when the data set changed."""
         self._supply.restore(state)
+
+    def _trained(self, outcome: Outcome) -> tuple[Group, ...]:
+        """The kept groups as they are trained on, after hooks have had their say."""
+        kept = outcome.kept
+        if self._choice.masks_old:
+            kept = tuple(without_old(group, self._groups.door.version) for group in kept)
+        if self._after.change is not None:
+            kept = self._after.change(kept)
+        if self._after.look is not None:
+            self._after.look((*kept, *outcome.dropped))
+        return kept
 
     async def _collect(self, step: int) -> Outcome:
         choice = self._choice
@@ -142,14 +179,27 @@ class RolloutStage:
 
 
 def began_in(group: Group, step: int) -> Group:
-    """The group with the rollout of their first token on all samples that have one."""
+    """The group with the rollout of their first token on all samples that have one.
+
+    An attempt that had fanned out and is not whole begins anew: its parts cannot go on alone.
+    """
+    parts = Counter(sample.rollout for sample in group.samples)
+    cut_off = {sample.rollout for sample in group.samples if sample.ending is Ending.ABORT}
+    anew = {rollout for rollout in cut_off if parts[rollout] > 1}
 
     def marked(sample: Sample) -> Sample:
+        if sample.rollout in anew:
+            return blank_sample(group.prompt, index=sample.index, position=sample.position)
         if BEGAN in sample.metadata or not sample.sampled_T.any():
             return sample
         return replace(sample, metadata={**sample.metadata, BEGAN: step})
 
-    return replace(group, samples=tuple(map(marked, group.samples)))
+    samples, seen = [], set()
+    for sample in group.samples:
+        if sample.rollout not in anew or sample.rollout not in seen:
+            samples.append(marked(sample))
+        seen.add(sample.rollout)
+    return replace(group, samples=tuple(samples))
 
 
 def without_old(group: Group, version: int) -> Group:

@@ -23,7 +23,7 @@ class Door:
     async def ask(self, request: Request) -> Completion:
         """The completion; the request is queued before this waits for anything."""
         if not self.is_open:
-            return _unanswered(request)
+            return unanswered(request, Ending.ABORT)
         self._num_asked += 1
         answer = asyncio.ensure_future(self._engine.add(request))
         if self._on_completion is not None:
@@ -54,11 +54,12 @@ class Door:
             self._on_completion()
 
 
-def _unanswered(request: Request) -> Completion:
+def unanswered(request: Request, ending: Ending) -> Completion:
+    """A completion with nothing new."""
     return Completion(
         id=request.id,
         tokens_C=np.zeros(0, np.int32),
         logprobs_C=np.zeros(0, np.float32),
         version_C=np.zeros(0, np.int32),
-        ending=Ending.ABORT,
+        ending=ending,
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tandem.config import EvalSet
@@ -13,6 +13,9 @@ from tandem.rollout.groups import GroupSampler, fresh_group
 from tandem.rollout.settings import Terms, evaluation_sampling, evaluation_seed
 from tandem.types import Evaluation, Group, Prompt
 
+EvaluationLog = Callable[[int, Mapping[str, tuple[Group, ...]], Mapping[str, float]], bool]
+"""Logs an evaluation of these weights; True when nothing else should."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationSet:
@@ -22,7 +25,7 @@ class EvaluationSet:
     prompts: tuple[Prompt, ...]
 
 
-class Evaluator:
+class SetEvaluator:
     """Runs every set at once through the same engine, rewards and slots as training."""
 
     def __init__(
@@ -33,6 +36,7 @@ class Evaluator:
         seed: int,
         max_context: int,
         events: EventLoop,
+        log: EvaluationLog | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._sets = tuple(sets)
@@ -40,6 +44,7 @@ class Evaluator:
         self._seed = seed
         self._max_context = max_context
         self._events = events
+        self._log = log
         self._progress = progress or (lambda done, total: None)
 
     def evaluate(self) -> Evaluation:
@@ -50,7 +55,10 @@ class Evaluator:
         metrics: dict[str, float] = {}
         for name, groups in by_name.items():
             metrics |= evaluation_metrics(name, groups)
-        metrics["perf/eval_time"] = time.perf_counter() - started_s
+        seconds = {"perf/eval_time": time.perf_counter() - started_s}
+        if self._log is not None and self._log(self._groups.door.version, by_name, metrics):
+            metrics = {}
+        metrics |= seconds
         return Evaluation(metrics=metrics, groups=by_name)
 
     async def _evaluate(self) -> dict[str, tuple[Group, ...]]:
@@ -73,6 +81,7 @@ class Evaluator:
             seed=evaluation_seed(self._seed, one.cfg.name),
             max_context=min(self._max_context, one.cfg.max_context_len or self._max_context),
             is_evaluation=True,
+            generate_path=one.cfg.custom_generate_function_path,
         )
 
         async def judged(prompt: Prompt) -> Group:

@@ -16,6 +16,7 @@ class Terms:
     max_context: int | None = None
     rollout_id: int = 0
     is_evaluation: bool = False
+    generate_path: str | None = None  # an evaluation set's own generate function
 
 
 def training_sampling(cfg: RolloutConfig) -> Sampling:

@@ -22,16 +22,13 @@ from tandem.models.shape import Shape, read_shape
 from tandem.observe import RunLog, get_logger, set_up_logging
 from tandem.rewards.reward import RewardStage
 from tandem.rollout import (
-    Door,
     EvaluationSet,
-    Evaluator,
     EventLoop,
-    Generator,
-    GroupSampler,
     SupervisedStage,
 )
+from tandem.rollout.custom.sources import CustomSource
 from tandem.runtime.algorithm import load_hooks, teacher_decoder
-from tandem.runtime.sampling import build_rollout_stage
+from tandem.runtime.sampling import Sampling, check_hooks
 from tandem.runtime.saving import Saver, resume
 from tandem.runtime.signals import stop_on_signals
 from tandem.runtime.weights import find_start, policy_decoder, reference_decoder
@@ -68,6 +65,7 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     assert num_rollout is not None, "the prompts are counted"
     found = find_start(cfg)
     hooks = load_hooks(cfg)
+    check_hooks(cfg)
     reward = build_reward(cfg, stack)
     decoder = policy_decoder(cfg, opened.shape, found, device)
     trainer = build_trainer(
@@ -82,15 +80,23 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     start = cfg.data.start_rollout_id
     start = found.start_rollout_id if start is None else start
     log = stack.enter_context(open_log(cfg, found, start, num_rollout))
-    door = Door(engine, concurrency=cfg.engine.sglang_server_concurrency)
-    groups = GroupSampler(door, Generator(door, opened.tokenizer), reward)
-    sampler = build_sampler(cfg, opened, groups, engine, events, log)
+    sampling = Sampling(
+        cfg,
+        flat(cfg),
+        engine=engine,
+        reward=reward,
+        tokenizer=opened.tokenizer,
+        source=opened.source,
+        max_context=opened.max_context,
+        events=events,
+    )
+    sampler = build_sampler(cfg, opened, sampling, engine, events, log)
     if found.is_resume:
         resume(found, trainer, sampler, with_optimizer=not cfg.checkpoint.no_load_optim)
     saved = found.start_rollout_id - 1 if cfg.checkpoint.load == cfg.checkpoint.save else -1
     stages = Stages(
         sampler=sampler,
-        evaluator=build_evaluator(cfg, opened, groups, events, log),
+        evaluator=sampling.evaluator(opened.held_out, partial(log.progress, "evaluation")),
         trainer=trainer,
         hooks=hooks,
         sync=SharedSync([engine], dtype=dtype_name(decoder)),
@@ -112,7 +118,7 @@ class Inputs:
 
     shape: Shape
     tokenizer: Any
-    source: "PromptSource | NoPrompts"
+    source: "PromptSource | NoPrompts | CustomSource"
     held_out: Sequence[EvaluationSet]
     max_context: int
 
@@ -125,8 +131,10 @@ def open_inputs(cfg: Config) -> Inputs:
     shape = read_shape(folder)
     tokenizer = load_tokenizer(folder)
     is_supervised = cfg.algo.loss_type == "sft_loss"
-    source: PromptSource | NoPrompts = NoPrompts()
-    if cfg.data.prompt_data is not None:
+    source: PromptSource | NoPrompts | CustomSource = NoPrompts()
+    if cfg.data.data_source_path is not None:
+        source = CustomSource(cfg.data.data_source_path, flat(cfg), tokenizer)
+    elif cfg.data.prompt_data is not None:
         source = PromptSource(cfg.data, tokenizer, is_sft=is_supervised)
     sets = [
         EvaluationSet(cfg=one, prompts=load_eval_prompts(one, tokenizer).prompts)
@@ -209,7 +217,7 @@ def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
 def build_sampler(
     cfg: Config,
     opened: Inputs,
-    groups: GroupSampler,
+    sampling: Sampling,
     engine: TorchEngine,
     events: EventLoop,
     log: RunLog,
@@ -225,15 +233,7 @@ def build_sampler(
             batch_size=batch_size,
             events=events,
         )
-    return build_rollout_stage(
-        cfg,
-        source=opened.source,
-        groups=groups,
-        max_context=opened.max_context,
-        holds=engine,
-        events=events,
-        progress=partial(log.progress, "sampling"),
-    )
+    return sampling.sampler(engine, partial(log.progress, "sampling"))
 
 
 def masking(cfg: Config, tokenizer: Any) -> Callable[[Prompt], tuple[Any, Any]]:
@@ -252,21 +252,7 @@ def masking(cfg: Config, tokenizer: Any) -> Callable[[Prompt], tuple[Any, Any]]:
     return mask
 
 
-def build_evaluator(
-    cfg: Config, opened: Inputs, groups: GroupSampler, events: EventLoop, log: RunLog
-) -> Evaluator:
-    """Every held-out set, through the same engine and rewards."""
-    return Evaluator(
-        opened.held_out,
-        groups,
-        seed=cfg.data.rollout_seed,
-        max_context=opened.max_context,
-        events=events,
-        progress=partial(log.progress, "evaluation"),
-    )
-
-
-def rollouts_per_epoch(cfg: Config, source: "PromptSource | NoPrompts") -> int:
+def rollouts_per_epoch(cfg: Config, source: "PromptSource | NoPrompts | CustomSource") -> int:
     """After how many rollouts the prompts have all been seen, where the run is counted in epochs.
 
     0 where it is not: then the end of an epoch triggers nothing.

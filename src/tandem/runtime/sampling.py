@@ -1,44 +1,161 @@
-"""The rollout stage as the settings ask for it."""
+"""The rollout stage and evaluation as the settings and the users' hooks ask for them."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from tandem.config import Config, flat
-from tandem.contracts import Source
-from tandem.rollout import Choice, EventLoop, GroupSampler, RolloutStage, Supply, Terms
+from tandem.config import Config
+from tandem.contracts import Engine, Evaluator, Reward, Sampler, Source
+from tandem.filters import find_shipped
+from tandem.hooks import load
+from tandem.rollout import (
+    Choice,
+    Door,
+    EvaluationSet,
+    EventLoop,
+    Generator,
+    GroupSampler,
+    RolloutStage,
+    SetEvaluator,
+    Supply,
+    Terms,
+)
 from tandem.rollout.brake import Holds
-from tandem.rollout.collect import Progress
+from tandem.rollout.collect import AfterRound, Progress
+from tandem.rollout.custom import batches, filters, functions, generating
 from tandem.rollout.custom.filters import buffer_filter, dynamic_filter
+from tandem.rollout.custom.functions import CustomEvaluator, CustomRollout
+from tandem.rollout.custom.generating import CustomGenerator
+from tandem.rollout.custom.sources import CustomSource, DataSourceView
 from tandem.rollout.settings import training_sampling
 from tandem.rollout.supply import first_in
+from tandem.types import Rollout
 
 
-def build_rollout_stage(
-    cfg: Config,
-    *,
-    source: Source,
-    groups: GroupSampler,
-    max_context: int,
-    holds: Holds | None,
-    events: EventLoop,
-    progress: Progress,
-) -> RolloutStage:
-    """The stage that samples, keeps and saves groups; `holds`: the engine, if it can be held."""
-    args = flat(cfg)
-    waiting = cfg.rollout.buffer_filter_path
-    choose = first_in if waiting is None else buffer_filter(waiting, args)
-    return RolloutStage(
-        supply=Supply(source, cfg.data.n_samples_per_prompt, choose),
-        groups=groups,
-        terms=Terms(
-            sampling=training_sampling(cfg.rollout),
-            seed=cfg.data.rollout_seed,
-            max_context=max_context,
-        ),
-        choice=choice_of(cfg, args),
-        events=events,
-        holds=None if cfg.rollout.no_hold_for_verdicts else holds,
-        progress=progress,
-    )
+class Sampling:
+    """Builds what samples: training rollouts and evaluation, over one engine and one reward.
+
+    Every hook is loaded here, before a step is taken; raises HookError for those that cannot be
+    called.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        args: Any,
+        *,
+        engine: Engine,
+        reward: Reward,
+        tokenizer: Any,
+        source: Source,
+        max_context: int,
+        events: EventLoop,
+    ) -> None:
+        """`args` is what hooks see of the settings."""
+        self._cfg, self._args = cfg, args
+        self._reward, self._events, self._max_context = reward, events, max_context
+        self._key = cfg.reward.reward_key
+        self._source = source
+        waiting = cfg.rollout.buffer_filter_path
+        choose = first_in if waiting is None else buffer_filter(waiting, args)
+        self._supply = Supply(source, cfg.data.n_samples_per_prompt, choose)
+        door = Door(engine, concurrency=cfg.engine.sglang_server_concurrency)
+        generator = CustomGenerator(
+            Generator(door, tokenizer),
+            door,
+            tokenizer,
+            args,
+            path=cfg.rollout.custom_generate_function_path,
+            hooks=cfg.rollout.rollout_sample_hook_path,
+            reward_key=self._key,
+        )
+        of_sets = (one.custom_generate_function_path for one in cfg.eval.eval_sets)
+        generator.check(path for path in of_sets if path is not None)
+        self._groups = GroupSampler(door, generator, reward)
+
+    def sampler(self, holds: Holds | None, progress: Progress) -> Sampler:
+        """The stage of training rollouts; `holds` is the engine, if it can be held."""
+        cfg, path = self._cfg, self._cfg.rollout.rollout_function_path
+        if path is not None:
+            batch_size = cfg.data.rollout_batch_size
+            assert batch_size is not None, "rules refuse a run without --rollout-batch-size"
+            return CustomRollout(
+                path,
+                self._args,
+                supply=self._supply,
+                reward=self._reward,
+                events=self._events,
+                batch_size=batch_size,
+                reward_key=self._key,
+                changed=self._sample_filter() or tuple,
+            )
+        return RolloutStage(
+            supply=self._supply,
+            groups=self._groups,
+            terms=Terms(
+                sampling=training_sampling(cfg.rollout),
+                seed=cfg.data.rollout_seed,
+                max_context=self._max_context,
+            ),
+            choice=choice_of(cfg, self._args),
+            events=self._events,
+            holds=None if cfg.rollout.no_hold_for_verdicts else holds,
+            after=self._after(),
+            progress=progress,
+        )
+
+    def evaluator(self, sets: Sequence[EvaluationSet], progress: Progress) -> Evaluator:
+        """Every held-out set, through the same engine and rewards, or a user's own evaluation."""
+        path = self._cfg.eval.eval_function_path
+        if path is not None:
+            return CustomEvaluator(
+                path, self._args, supply=self._supply, events=self._events, reward_key=self._key
+            )
+        path = self._cfg.rollout.custom_eval_rollout_log_function_path
+        hook = None if path is None else load(path, batches.EVAL_LOG)
+        return SetEvaluator(
+            sets,
+            self._groups,
+            seed=self._cfg.data.rollout_seed,
+            max_context=self._max_context,
+            events=self._events,
+            log=None if hook is None else partial(batches.log_evaluation, hook, self._args),
+            progress=progress,
+        )
+
+    def _after(self) -> AfterRound:
+        rollout = self._cfg.rollout
+        look = rollout.rollout_all_samples_process_path
+        log = rollout.custom_rollout_log_function_path
+        return AfterRound(
+            change=self._sample_filter(),
+            look=None if look is None else self._looking(look),
+            log=None if log is None else self._logging(log),
+            mark=self._marking(),
+        )
+
+    def _sample_filter(self) -> batches.SampleFilter | None:
+        path = self._cfg.rollout.rollout_sample_filter_path
+        return None if path is None else batches.SampleFilter(path, self._args, self._key)
+
+    def _looking(self, path: str) -> Any:
+        hook, view = load(path, batches.ALL_SAMPLES), DataSourceView(self._supply, self._key)
+        return lambda groups: batches.show_all(hook, self._args, groups, view)
+
+    def _logging(self, path: str) -> Any:
+        hook = load(path, batches.LOG)
+
+        def log(rollout: Rollout) -> bool:
+            seconds = rollout.metrics["perf/rollout_time"]
+            return batches.log_round(
+                hook, self._args, rollout.step, rollout.groups, rollout.metrics, seconds
+            )
+
+        return log
+
+    def _marking(self) -> Any:
+        is_saving = self._cfg.checkpoint.save is not None
+        return self._source.mark if is_saving and isinstance(self._source, CustomSource) else None
 
 
 def choice_of(cfg: Config, args: Any) -> Choice:
@@ -54,3 +171,26 @@ def choice_of(cfg: Config, args: Any) -> Choice:
         saves=cfg.rollout.partial_rollout,
         masks_old=cfg.rollout.mask_offpolicy_in_partial_rollout,
     )
+
+
+def check_hooks(cfg: Config) -> None:
+    """Passes if every hook of sampling can be called as its flag says; else HookError."""
+    rollout = cfg.rollout
+    wanted = [
+        (rollout.buffer_filter_path, filters.BUFFER),
+        (rollout.custom_generate_function_path, generating.GENERATE),
+        (rollout.rollout_function_path, functions.ROLLOUT),
+        (cfg.eval.eval_function_path, functions.EVALUATION),
+        (rollout.rollout_sample_filter_path, batches.SAMPLE_FILTER),
+        (rollout.rollout_all_samples_process_path, batches.ALL_SAMPLES),
+        (rollout.custom_rollout_log_function_path, batches.LOG),
+        (rollout.custom_eval_rollout_log_function_path, batches.EVAL_LOG),
+        *((path, generating.SAMPLE_HOOK) for path in rollout.rollout_sample_hook_path),
+        *((one.custom_generate_function_path, generating.GENERATE) for one in cfg.eval.eval_sets),
+    ]
+    dynamic = rollout.dynamic_sampling_filter_path
+    if dynamic is not None and find_shipped(dynamic) is None:
+        wanted.append((dynamic, filters.DYNAMIC))
+    for path, spec in wanted:
+        if path is not None:
+            load(path, spec)

@@ -6,8 +6,8 @@ from typing import Any
 from tandem.errors import HookError
 from tandem.filters import find_shipped
 from tandem.hooks import DynamicFilterOutput, Hook, Spec, load
-from tandem.rewards.view import DialectSample, view_of
 from tandem.rollout.collection import GroupFilter
+from tandem.rollout.custom.samples import views_of
 from tandem.rollout.rules import KEEP, Ruling
 from tandem.types import Group
 
@@ -55,11 +55,6 @@ def buffer_filter(path: str, args: Any) -> Callable[[list[Group], int], list[Gro
         return taken
 
     return choose
-
-
-def views_of(group: Group) -> list[DialectSample]:
-    """A group as hooks see it."""
-    return [view_of(group.prompt, sample) for sample in group.samples]
 
 
 def _asked(hook: Hook, args: Any, group: Group) -> Ruling:

@@ -1,0 +1,184 @@
+"""Rollout and evaluation functions of users, in the place of the whole stage."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tandem.contracts import Reward
+from tandem.errors import HookError, TandemError
+from tandem.hooks import Hook, RolloutFnEvalOutput, RolloutFnTrainOutput, Spec, load
+from tandem.observe import evaluation_metrics
+from tandem.rewards.view import DialectSample
+from tandem.rollout.custom.samples import sample_of
+from tandem.rollout.custom.sources import DataSourceView
+from tandem.rollout.events import EventLoop
+from tandem.rollout.generate import blank_sample
+from tandem.rollout.supply import Supply
+from tandem.types import Evaluation, Group, Prompt, Rollout
+
+ROLLOUT = Spec(
+    "--rollout-function-path", "args, rollout_id, data_source", keywords="evaluation", kind="either"
+)
+EVALUATION = replace(ROLLOUT, flag="--eval-function-path")
+
+
+class CustomRollout:
+    """A user's function in the place of sampling and judging; implements `contracts.Sampler`.
+
+    An async function runs on the event loop of the run, another one in a thread. Samples that come
+    back without a reward are judged here. A failure stops the run.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        args: Any,
+        *,
+        supply: Supply,
+        reward: Reward,
+        events: EventLoop,
+        batch_size: int,
+        reward_key: str | None,
+        changed: Callable[[tuple[Group, ...]], tuple[Group, ...]] = tuple,
+    ) -> None:
+        """`changed` is applied to the judged groups: the sample filter. Raises HookError."""
+        self._hook, self._args = load(path, ROLLOUT), args
+        self._supply, self._reward, self._events = supply, reward, events
+        self._batch_size = batch_size
+        self._view = DataSourceView(supply, reward_key)
+        self._changed = changed
+
+    def collect(self, step: int) -> Rollout:
+        """What the function gave, judged, in the order of prompts."""
+        started_s = time.perf_counter()
+        groups, metrics = self._events.run(self._collect(step))
+        seconds = {"perf/rollout_time": time.perf_counter() - started_s}
+        return Rollout(step=step, groups=self._changed(groups), metrics={**metrics, **seconds})
+
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint must hold so that the next rollout gets the next prompts."""
+        return self._supply.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state; raises DataError when the data set changed."""
+        self._supply.restore(state)
+
+    async def _collect(self, step: int) -> tuple[tuple[Group, ...], Mapping[str, float]]:
+        said = await asked(self._hook, self._args, step, self._view, evaluation=False)
+        if not isinstance(said, RolloutFnTrainOutput):
+            said = RolloutFnTrainOutput(samples=said)
+        try:
+            shown = [flattened(group) for group in said.samples]
+            groups = [self._view.group_of(views) for views in shown]
+        except Exception as error:
+            raise self._hook.failed(error, f"what it returned for rollout {step}") from error
+        if len(groups) != self._batch_size:
+            raise HookError(
+                f"{self._hook.name} returned {len(groups)} groups for rollout {step}; wanted "
+                f"--rollout-batch-size {self._batch_size}"
+            )
+        self._view.forget()
+        judged = await asyncio.gather(*(self._reward.score(group) for group in groups))
+        ordered = sorted(judged, key=lambda group: group.prompt.index)
+        return tuple(ordered), dict(said.metrics or {})
+
+
+class CustomEvaluator:
+    """A user's function in the place of evaluation; implements `contracts.Evaluator`."""
+
+    def __init__(
+        self, path: str, args: Any, *, supply: Supply, events: EventLoop, reward_key: str | None
+    ) -> None:
+        self._hook, self._args = load(path, EVALUATION), args
+        self._view = DataSourceView(supply, reward_key)
+        self._events = events
+        self._reward_key = reward_key
+        self._num_rounds = 0
+
+    def evaluate(self) -> Evaluation:
+        """The metrics of every set that the function gave."""
+        started_s = time.perf_counter()
+        said = self._events.run(self._evaluate())
+        groups = {name: self._groups(name, one) for name, one in said.data.items()}
+        metrics = dict(said.metrics or {})
+        for name, told in said.data.items():
+            if groups[name]:
+                metrics |= evaluation_metrics(name, groups[name])
+            rewards = list(told.get("rewards", ()))
+            if rewards:
+                metrics[f"eval/{name}"] = float(sum(rewards) / len(rewards))
+        metrics["perf/eval_time"] = time.perf_counter() - started_s
+        return Evaluation(metrics=metrics, groups=groups)
+
+    async def _evaluate(self) -> RolloutFnEvalOutput:
+        number, self._num_rounds = self._num_rounds, self._num_rounds + 1
+        said = await asked(self._hook, self._args, number, self._view, evaluation=True)
+        if isinstance(said, Mapping):
+            said = RolloutFnEvalOutput(data=said)
+        if not isinstance(said, RolloutFnEvalOutput):
+            raise HookError(
+                f"{self._hook.name} returned {type(said).__name__}; wanted a RolloutFnEvalOutput "
+                "or a dictionary by set"
+            )
+        return said
+
+    def _groups(self, name: str, told: Mapping[str, Any]) -> tuple[Group, ...]:
+        """The samples that the function told of, a group for each prompt."""
+        by_prompt: dict[int, list[DialectSample]] = {}
+        for nth, view in enumerate(told.get("samples", ())):
+            place = nth if view.group_index is None else view.group_index
+            by_prompt.setdefault(place, []).append(view)
+        try:
+            return tuple(
+                _as_group(place, views, self._reward_key) for place, views in by_prompt.items()
+            )
+        except Exception as error:
+            raise self._hook.failed(error, f"samples of evaluation set {name}") from error
+
+
+async def asked(hook: Hook, args: Any, rollout_id: int, source: Any, *, evaluation: bool) -> Any:
+    """What a rollout function says; raises HookError that names it."""
+    try:
+        if inspect.iscoroutinefunction(hook.call):
+            return await hook.call(args, rollout_id, source, evaluation=evaluation)
+        return await asyncio.to_thread(hook.call, args, rollout_id, source, evaluation=evaluation)
+    except TandemError:
+        raise
+    except Exception as error:
+        raise hook.failed(error, f"rollout {rollout_id}") from error
+
+
+def flattened(group: Any) -> list[DialectSample]:
+    """The samples of a group whose entries may be lists of samples of one attempt."""
+    views = group if isinstance(group, list) else [group]
+    if not all(isinstance(view, list) for view in views):
+        return views
+    for attempt in views:
+        ids = {view.rollout_id for view in attempt}
+        if len(ids) != 1 or None in ids:
+            raise HookError(f"samples of one attempt must share one rollout_id, got {ids}")
+    return [view for attempt in views for view in attempt]
+
+
+def _as_group(place: int, views: list[DialectSample], reward_key: str | None) -> Group:
+    first = views[0]
+    start = len(first.tokens) - first.response_length
+    blank = Prompt(
+        index=place, tokens_T=np.asarray(first.tokens[:start], np.int32), text="", content=""
+    )
+    prompt = replace(blank, text=str(first.prompt), content=first.prompt, label=first.label)
+    samples = [
+        sample_of(
+            view,
+            blank_sample(prompt, index=place * len(views) + position, position=position),
+            version=0,
+            reward_key=reward_key,
+        )
+        for position, view in enumerate(views)
+    ]
+    return Group(prompt=prompt, samples=tuple(samples))
