@@ -67,6 +67,13 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def samples(argv: Sequence[str]) -> int:
+    """Shows what the policy wrote in a run."""
+    from tandem.cli.samples import samples_command
+
+    return samples_command(argv)
+
+
 def convert(argv: Sequence[str]) -> int:
     """Converts a Hugging Face folder to torch_dist, or back."""
     from tandem.checkpoint.convert import convert_command

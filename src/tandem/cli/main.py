@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "flags": (commands.flags, "print the table of all flags"),
     "grade": (commands.grade, "judge JSON lines from standard input with a reward"),
     "convert": (commands.convert, "convert checkpoints: to-torch-dist, to-hugging-face"),
+    "samples": (commands.samples, "read a run's samples: prompt, answer, reward, with filters"),
     "report": (commands.report, "write report.md and reward.png of a run folder again"),
 }
 
