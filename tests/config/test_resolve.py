@@ -127,3 +127,16 @@ def test_what_has_no_effect_is_said(words, flag, read):
 
 def test_asking_for_nothing_needs_no_remark(settings):
     assert settings("--kl-loss-coef 0.0").notes == ()
+
+
+def test_functions_of_slime_that_are_shipped_here_become_ours(read):
+    path = "slime.backends.megatron_utils.loss.icepop_function"
+    cfg, _ = read(f"--use-tis --custom-tis-function-path {path}")
+    assert cfg.algo.tis_function == "icepop" and cfg.algo.custom_tis_function_path is None
+    folder = "slime.rollout.on_policy_distillation"
+    cfg, _ = read(
+        f"--custom-rm-path {folder}.reward_func "
+        f"--custom-reward-post-process-path {folder}.post_process_rewards"
+    )
+    assert cfg.reward.custom_rm_path == "tandem.algo.teacher.ask_teacher"
+    assert cfg.reward.custom_reward_post_process_path is None

@@ -20,6 +20,14 @@ DIALECT_DEFAULTS = {
 }
 """slime's own functions that are what runs here when nothing is set."""
 
+DIALECT_CORRECTIONS = {
+    "slime.backends.megatron_utils.loss.vanilla_tis_function": "tis",
+    "slime.backends.megatron_utils.loss.icepop_function": "icepop",
+    "examples.train_infer_mismatch_helper.mis.compute_mis_weights_with_cp": "mis",
+}
+"""slime's own `--custom-tis-function-path`, and our `--tis-function` that is the same."""
+
+DIALECT_TEACHER = "slime.rollout.on_policy_distillation."
 SFT_ROLLOUT = "slime.rollout.sft_rollout.generate_rollout"
 
 
@@ -30,6 +38,7 @@ def resolve(given: Given) -> tuple[Config, tuple[str, ...]]:
     """
     draft = Draft(given.values, given.origins)
     _function_names(draft)
+    _algorithm_names(draft)
     _debugging(draft)
     _placement(draft)
     _lengths(draft)
@@ -86,6 +95,18 @@ def _function_names(draft: Draft) -> None:
     if draft["rollout_function_path"] == SFT_ROLLOUT and draft["loss_type"] == "sft_loss":
         draft.put("rollout_function_path", None, "loss_type sft_loss")
     draft.fill("eval_function_path", draft["rollout_function_path"], "rollout_function_path")
+
+
+def _algorithm_names(draft: Draft) -> None:
+    """slime's own functions that are shipped here."""
+    path = draft["custom_tis_function_path"]
+    if path in DIALECT_CORRECTIONS:
+        draft.put("tis_function", DIALECT_CORRECTIONS[path], path)
+        draft.put("custom_tis_function_path", None, "tis_function")
+    if draft["custom_rm_path"] == DIALECT_TEACHER + "reward_func":
+        draft.put("custom_rm_path", "tandem.algo.teacher.ask_teacher", "the same function")
+    if draft["custom_reward_post_process_path"] == DIALECT_TEACHER + "post_process_rewards":
+        draft.put("custom_reward_post_process_path", None, "custom_rm_path")
 
 
 def _debugging(draft: Draft) -> None:

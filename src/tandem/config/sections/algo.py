@@ -19,7 +19,7 @@ class AlgoConfig:
     ] = "grpo"
     """How advantages follow from rewards."""
     overlong_buffer_len: int = 0
-    """Tokens before the limit in which a growing penalty is taken off the reward (DAPO); 0: none."""
+    """Tokens before the limit in which a growing penalty comes off the reward (DAPO); 0: none."""
     overlong_penalty_factor: float = 1.0
     """The penalty at the limit."""
     overlong_max_len: int | None = None
