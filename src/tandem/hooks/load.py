@@ -66,7 +66,7 @@ class Hook:
 def load(path: str, spec: Spec) -> Hook:
     """The hook at `package.module.name`; raises HookError when it cannot be called as wanted."""
     try:
-        call = load_hook(path, flag=spec.flag, arguments=spec.arguments)
+        call = load_hook(path, flag=spec.flag, arguments=spec.arguments, keywords=spec.keywords)
     except HookError as error:
         raise _explained(path, spec, error) from error.__cause__
     name = path.rpartition(".")[2]

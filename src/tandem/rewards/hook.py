@@ -8,10 +8,11 @@ from typing import Any
 from tandem.errors import HookError
 
 
-def load_hook(path: str, *, flag: str, arguments: str) -> Callable[..., Any]:
+def load_hook(path: str, *, flag: str, arguments: str, keywords: str = "") -> Callable[..., Any]:
     """The function at `package.module.name`; raises HookError when it cannot be called.
 
-    `arguments` names its positional arguments as the flag's users write them, e.g. "args, sample".
+    `arguments` names its positional arguments as the flag's users write them, e.g. "args, sample";
+    `keywords` those that are always given by name.
     """
     module_name, _, name = path.rpartition(".")
     if not module_name:
@@ -31,13 +32,15 @@ def load_hook(path: str, *, flag: str, arguments: str) -> Callable[..., Any]:
             f"{flag} {path}: {module_name} has no function {name!r}; "
             f"its functions are: {', '.join(present) or 'none'}"
         )
+    wanted = f"{arguments}, *, {keywords}" if keywords else arguments
     try:
-        inspect.signature(hook).bind(*arguments.split(", "))
+        named = dict.fromkeys(filter(None, keywords.split(", ")))
+        inspect.signature(hook).bind(*arguments.split(", "), **named)
     except ValueError:
         return hook  # a builtin that does not tell its signature
     except TypeError as error:
         raise HookError(
-            f"{flag} {path} cannot be called as {name}({arguments}): {error}; "
-            f"wanted def {name}({arguments})"
+            f"{flag} {path} cannot be called as {name}({wanted}): {error}; "
+            f"wanted def {name}({wanted})"
         ) from error
     return hook
