@@ -32,10 +32,17 @@ def main() -> None:
     if options.tiny:
         shape, load = w1.TINY, w1.Load(4, 2, 16, 32)
     device = torch.device("cpu" if options.tiny else "cuda")
-    decoder = Decoder(shape, torch.float32 if options.tiny else torch.bfloat16, device)
-    decoder.init_random(0)
     groups = w1.random_groups(shape, load)
-    rows = [measured(decoder, groups, load, *setting.split(":")) for setting in options.settings]
+    rows = []
+    for setting in options.settings:
+        decoder = Decoder(shape, torch.float32 if options.tiny else torch.bfloat16, device)
+        decoder.init_random(0)
+        rows.append(measured(decoder, groups, load, *setting.split(":")))
+        print(rows[-1], flush=True)
+        del decoder
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     floor_s = w1.training_floor_s(shape, load)
     w1.report("train", rows, options.out, floor_s=floor_s, tokens=load.num_tokens)
 

@@ -6,7 +6,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from tandem.kernels.device import has_flash_attention_4
+from tandem.kernels.device import FLASH_4_HEADS, has_flash_attention_4, is_half
 
 
 def packed_attention(
@@ -23,9 +23,9 @@ def packed_attention(
     1 / sqrt(H) unless given. Query head n reads key head n // (N / K). The bits of a sequence do
     not depend on the others of its row.
     """
-    if not q_TNH.is_cuda:
+    if not (q_TNH.is_cuda and is_half(q_TNH)):
         return _by_length(q_TNH, k_TKH, v_TKH, bounds_S, scale)
-    if has_flash_attention_4():
+    if has_flash_attention_4() and q_TNH.shape[-1] in FLASH_4_HEADS:
         from tandem.kernels.cuda import flash
 
         return flash.packed_attention(q_TNH, k_TKH, v_TKH, bounds_S, longest, scale)

@@ -7,6 +7,9 @@ import os
 import torch
 from torch import Tensor
 
+FLASH_4_HEADS = (64, 96, 128)
+"""Head sizes that FlashAttention 4 serves on Hopper."""
+
 
 def is_fused(tensor: Tensor) -> bool:
     """Whether Triton kernels serve this tensor: it lies on CUDA and Triton is installed.
@@ -16,6 +19,11 @@ def is_fused(tensor: Tensor) -> bool:
     if tensor.is_cuda:
         return has_triton()
     return _is_interpreted() and tensor.device.type == "cpu" and has_triton()
+
+
+def is_half(tensor: Tensor) -> bool:
+    """Whether the tensor is in bf16 or fp16, which flash attention wants."""
+    return tensor.dtype in (torch.bfloat16, torch.float16)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tandem.kernels.device import has_flash_attention_4, is_fused
+from tandem.kernels.device import FLASH_4_HEADS, has_flash_attention_4, is_fused, is_half
 
 _CALL_VALUES = 1 << 19  # keys gathered for one call: measured best on 2 MB
 
@@ -83,7 +83,8 @@ def paged_prefill_attention(
     Row r has queries `bounds_R[r] : bounds_R[r + 1]`, which are the last of its `lengths_R[r]`
     tokens; all of those are in the cache already. `longest_query` is the most queries of a row.
     """
-    if q_TNH.is_cuda and has_flash_attention_4():
+    is_flash = q_TNH.is_cuda and is_half(q_TNH) and q_TNH.shape[-1] in FLASH_4_HEADS
+    if is_flash and has_flash_attention_4():
         from tandem.kernels.cuda import flash
 
         rows = (bounds_R, table_RB, lengths_R)

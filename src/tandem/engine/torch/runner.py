@@ -248,14 +248,16 @@ class Runner:
         )
 
     def _draw(self, hidden_RD: Tensor, draws: Draws) -> Drawn:
-        slot_R, top_k_R, seed_R, prompt_R, sample_R, place_R = self._tensor(
-            draws.integers_R6
-        ).unbind(1)
-        temperature_R, top_p_R = self._tensor(draws.temperature_R), self._tensor(draws.top_p_R)
+        integers_R6 = self._tensor(draws.integers_R6)
+        slot_R, top_k_R, seed_R, prompt_R, sample_R, place_R = integers_R6.unbind(1)
+        temperature_R = self._tensor(draws.temperature_R)
+        # what no row asks for is not looked at: a restriction costs milliseconds at 150k tokens
+        top_p_R = self._tensor(draws.top_p_R) if (draws.top_p_R < 1).any() else None
+        cut_R = top_k_R if (draws.integers_R6[:, 1] > 0).any() else None
         linear = invariant_linear if self._is_deterministic else functional.linear
         logits_RV = linear(hidden_RD, self.decoder.head_weight)
         u_R = uniform(seed_R, prompt_R, sample_R, place_R)
-        how = (u_R, temperature_R, top_p_R, top_k_R)
+        how = (u_R, temperature_R, top_p_R, cut_R)
         if draws.forbidden is None:
             tokens_R, logprobs_R = choose_tokens(logits_RV, *how)
         else:
@@ -269,20 +271,16 @@ class Runner:
         return Drawn(tokens_R, logprobs_R)
 
     def _new_cache(self, num_blocks: int) -> Tensor:
-        shape = self.decoder.shape
-        # a kernel may read past a row's end and mask what it read, which NaN would survive
-        return torch.zeros(
-            (
-                shape.num_layers,
-                2,
-                num_blocks,
-                self.block_size,
-                shape.num_key_heads,
-                shape.head_size,
-            ),
-            dtype=self.decoder.embed.weight.dtype,
-            device=self.device,
-        )
+        shape, dtype = self.decoder.shape, self.decoder.embed.weight.dtype
+        heads = (shape.num_key_heads, shape.head_size)
+        sizes = (shape.num_layers, 2, num_blocks, self.block_size, *heads)
+        # zeros: a kernel may read past a row's end and mask what it read, which NaN would survive
+        if self.device.type == "cpu":
+            # numpy's zeros take memory where they are written, torch's at once
+            return torch.from_numpy(np.zeros((*sizes, dtype.itemsize), np.uint8)).view(dtype)[
+                ..., 0
+            ]
+        return torch.zeros(sizes, dtype=dtype, device=self.device)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
