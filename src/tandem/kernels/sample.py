@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tandem.kernels.device import is_fused
+
 # The finaliser of splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
 # Generators", 2014): a bijection of 64-bit words in which every input bit moves every output bit.
 _STEP = 0x9E3779B97F4A7C15
@@ -20,6 +22,10 @@ def uniform(seed_R: Tensor, prompt_R: Tensor, sample_R: Tensor, place_R: Tensor)
     The words are hashed one after the other, 53 bits of the result are kept. Integer arithmetic
     only, so the bits are the same on every device and equal to `uniform_reference`.
     """
+    if is_fused(seed_R):
+        from tandem.kernels.cuda import sample as fused
+
+        return fused.uniform(seed_R, prompt_R, sample_R, place_R)
     state_R = torch.zeros_like(seed_R)
     for word_R in (seed_R, prompt_R, sample_R, place_R):
         state_R = _mix((state_R ^ word_R) + _signed(_STEP))
@@ -38,7 +44,11 @@ def uniform_reference(seed: int, prompt: int, sample: int, place: int) -> float:
 
 
 def choose_tokens(
-    logits_RV: Tensor, u_R: Tensor, temperature_R: Tensor, top_p_R: Tensor, top_k_R: Tensor
+    logits_RV: Tensor,
+    u_R: Tensor,
+    temperature_R: Tensor,
+    top_p_R: Tensor | None = None,
+    top_k_R: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token a row, int64, and its log-prob, fp32.
 
@@ -47,7 +57,16 @@ def choose_tokens(
     then to the likeliest of those that together reach `top_p_R`. Equal logits rank by token id.
     Temperature 0 takes the likeliest token. The log-prob is that of the unrestricted distribution
     at the row's temperature (1 for greedy rows). A row's result does not depend on other rows.
+    On CUDA, None for a restriction that no row has saves a launch.
     """
+    if is_fused(logits_RV):
+        from tandem.kernels.cuda import sample as fused
+
+        return fused.choose_tokens(logits_RV, u_R, temperature_R, top_p_R, top_k_R)
+    if top_p_R is None:
+        top_p_R = torch.ones_like(temperature_R)
+    if top_k_R is None:
+        top_k_R = torch.full_like(temperature_R, -1, dtype=torch.int64)
     columns = (logits_RV, u_R, temperature_R, top_p_R, top_k_R)
     step = max(1, _CHUNK_VALUES // logits_RV.shape[1])
     parts = [_choose(*piece) for piece in zip(*(x.split(step) for x in columns), strict=True)]
