@@ -28,6 +28,7 @@ from tandem.rollout import (
 )
 from tandem.rollout.custom.sources import CustomSource
 from tandem.runtime.algorithm import load_hooks, teacher_decoder
+from tandem.runtime.devices import take_turns
 from tandem.runtime.sampling import Sampling, check_hooks
 from tandem.runtime.saving import Saver, resume
 from tandem.runtime.signals import stop_on_signals
@@ -101,7 +102,7 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
         hooks=hooks,
         sync=SharedSync([engine], dtype=dtype_name(decoder)),
         log=log,
-        devices=Devices(),
+        devices=take_turns(engine) if device.type == "cuda" else Devices(),
         layout=trainer.layout,
         start=start,
         num_rollout=num_rollout,

@@ -205,7 +205,7 @@ class TorchEngine:
             return
         self._is_closed = True
         self._core.fail("the engine was closed")
-        self._runner.release()
+        self._runner.close()
 
     async def _pump(self) -> None:
         """Takes requests, gives completions; waits for its turn, and while it is held; woken by

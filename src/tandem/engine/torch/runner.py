@@ -5,6 +5,7 @@ newest token of every slot stays on the device, so a decode step needs nothing o
 from the host.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from tandem.engine.torch.attend import (
 )
 from tandem.engine.torch.graphs import DecodeGraphs
 from tandem.engine.torch.grouping import find_groups, suffixes
+from tandem.engine.torch.virtual import VirtualMemory
 from tandem.kernels.head import token_logprobs
 from tandem.kernels.linear import invariant_linear
 from tandem.kernels.sample import choose_tokens, uniform
@@ -111,6 +113,7 @@ class Runner:
         self._goes_by_row = is_deterministic and device.type == "cpu"
         self._newest_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._cache: Tensor | None = None
+        self._memory: VirtualMemory | None = None
         self._graphs: DecodeGraphs | None = None
         self.allocate()
 
@@ -122,8 +125,15 @@ class Runner:
         """Makes the cache, `[L, 2, B, block, K, H]`: keys and values of every layer."""
         if self._cache is not None:
             return
-        self._cache = self._new_cache(self.num_blocks)
-        if self.device.type == "cuda":
+        if self.device.type == "cpu":
+            self._cache = self._new_cache(self.num_blocks)
+            return
+        sizes, dtype = self._cache_sizes(self.num_blocks), self.decoder.embed.weight.dtype
+        if self._memory is None:
+            self._memory = VirtualMemory(math.prod(sizes) * dtype.itemsize, self.device)
+        self._memory.take()
+        self._cache = self._memory.tensor(dtype, sizes)
+        if self._graphs is None:
             self._graphs = DecodeGraphs(
                 self.decoder,
                 self._cache,
@@ -132,10 +142,17 @@ class Runner:
             )
 
     def release(self) -> None:
-        """Gives the cache's memory back."""
+        """Gives the cache's memory back; graphs stay, it will come back at the same address."""
+        self._cache = None
+        if self._memory is not None:
+            self._memory.give_back()
+
+    def close(self) -> None:
+        """Gives back everything; nothing can be computed after."""
         self._cache = self._graphs = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
     @torch.no_grad()
     def prefill(self, batch: Prefill) -> Drawn:
@@ -270,16 +287,18 @@ class Runner:
         self._newest_S.index_copy_(0, slot_R, tokens_R)
         return Drawn(tokens_R, logprobs_R)
 
-    def _new_cache(self, num_blocks: int) -> Tensor:
-        shape, dtype = self.decoder.shape, self.decoder.embed.weight.dtype
+    def _cache_sizes(self, num_blocks: int) -> tuple[int, ...]:
+        shape = self.decoder.shape
         heads = (shape.num_key_heads, shape.head_size)
-        sizes = (shape.num_layers, 2, num_blocks, self.block_size, *heads)
+        return (shape.num_layers, 2, num_blocks, self.block_size, *heads)
+
+    def _new_cache(self, num_blocks: int) -> Tensor:
+        sizes, dtype = self._cache_sizes(num_blocks), self.decoder.embed.weight.dtype
         # zeros: a kernel may read past a row's end and mask what it read, which NaN would survive
         if self.device.type == "cpu":
             # numpy's zeros take memory where they are written, torch's at once
-            return torch.from_numpy(np.zeros((*sizes, dtype.itemsize), np.uint8)).view(dtype)[
-                ..., 0
-            ]
+            raw = torch.from_numpy(np.zeros((*sizes, dtype.itemsize), np.uint8))
+            return raw.view(dtype)[..., 0]
         return torch.zeros(sizes, dtype=dtype, device=self.device)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
