@@ -7,8 +7,9 @@ samples, prompt and response lengths drawn uniformly, temperature 1. The engine 
 log-prob for every token, generate does not. Responses end at their drawn lengths: by
 `max_new_tokens` here, by a stopping criterion for each row there (a batch of generate runs until
 its longest row has ended; its rows are sorted by prompt length, since response lengths are not
-known beforehand). Only tokens up to each row's end count. One table, and one JSON line that is kept
-in benchmarks/results/engine_cpu.json.
+known beforehand). Only tokens up to each row's end count. Seconds of the processor are shown beside
+those of the clock: they tell more where other work shares the machine. One table, and one JSON line
+that `--keep` adds to benchmarks/results/engine_cpu.json.
 """
 
 import argparse
@@ -17,6 +18,9 @@ import platform
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,24 @@ from tandem.types import Request, SampleKey, Sampling
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB = 4096
+KINDS = ("engine", "generate")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One way through the load."""
+
+    kind: str
+    name: str
+    clock_s: float
+    processor_s: float
+
+
+def timed(kind: str, name: str, work: Callable[[], None]) -> Timed:
+    """What `work` takes."""
+    clock_s, processor_s = time.perf_counter(), time.process_time()
+    work()
+    return Timed(kind, name, time.perf_counter() - clock_s, time.process_time() - processor_s)
 
 
 def make_load(num_prompts: int, num_samples: int, prompt: tuple, response: tuple):
@@ -73,11 +95,10 @@ class EndsAt(transformers.StoppingCriteria):
         return self.limits_R <= input_ids.shape[1]
 
 
-def time_generate(model, prompts, lengths_PG, batch_size: int) -> float:
-    """Seconds that generate takes for the whole load in batches of `batch_size` rows."""
+def run_generate(model, prompts, lengths_PG, batch_size: int) -> None:
+    """The whole load by generate, in batches of `batch_size` rows."""
     rows = [(p, g) for p in range(len(prompts)) for g in range(lengths_PG.shape[1])]
     rows.sort(key=lambda row: len(prompts[row[0]]))
-    started_s = time.perf_counter()
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
         width = max(len(prompts[p]) for p, _ in batch)
@@ -97,7 +118,6 @@ def time_generate(model, prompts, lengths_PG, batch_size: int) -> float:
                 max_new_tokens=int(wanted_R.max()),
                 stopping_criteria=transformers.StoppingCriteriaList([EndsAt(width + wanted_R)]),
             )
-    return time.perf_counter() - started_s
 
 
 def make_engine(folder: str, block_size: int, max_running: int) -> TorchEngine:
@@ -106,8 +126,8 @@ def make_engine(folder: str, block_size: int, max_running: int) -> TorchEngine:
     return TorchEngine(decoder, None, cfg, "cpu", ())
 
 
-def time_engine(engine: TorchEngine, prompts, lengths_PG) -> float:
-    """Seconds that the engine takes for the whole load; its prefix cache begins empty."""
+def run_engine(engine: TorchEngine, prompts, lengths_PG) -> None:
+    """The whole load by the engine; its prefix cache begins empty."""
     engine.forget()
     requests = [
         Request(
@@ -120,11 +140,8 @@ def time_engine(engine: TorchEngine, prompts, lengths_PG) -> float:
         for p in range(len(prompts))
         for g in range(lengths_PG.shape[1])
     ]
-    started_s = time.perf_counter()
     completions = engine.generate(requests)
-    seconds = time.perf_counter() - started_s
     assert sum(len(done.tokens_C) for done in completions) == lengths_PG.sum()
-    return seconds
 
 
 def main() -> None:
@@ -145,7 +162,16 @@ def main() -> None:
         args.prompts, args.samples, args.prompt_length, args.response_length
     )
     total = int(lengths_PG.sum())
-    seconds = {}
+    rows: list[Timed] = []
+
+    def show(row: Timed) -> None:
+        rows.append(row)
+        print(
+            f"{row.kind:<9} {row.name:<22} {row.clock_s:8.2f} s {total / row.clock_s:8.0f} tokens/s"
+            f" {row.processor_s:8.2f} processor s",
+            flush=True,
+        )
+
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(folder)
         small = prompts[:4], np.full((4, 2), 8)
@@ -153,19 +179,15 @@ def main() -> None:
         for turn in (1, 2):
             for running in args.running:
                 engine = make_engine(folder, args.block_size, running)
-                time_engine(engine, *small)
-                seconds[f"engine, {running} running, turn {turn}"] = time_engine(
-                    engine, prompts, lengths_PG
-                )
-                report(seconds, total)
+                run_engine(engine, *small)
+                work = partial(run_engine, engine, prompts, lengths_PG)
+                show(timed("engine", f"{running} running, turn {turn}", work))
             if turn == 1:
-                time_generate(model, *small, 8)
+                run_generate(model, *small, 8)
                 for size in args.batch_sizes:
-                    seconds[f"generate, batches of {size}"] = time_generate(
-                        model, prompts, lengths_PG, size
-                    )
-                    report(seconds, total)
-    line = summary(args, seconds, total)
+                    work = partial(run_generate, model, prompts, lengths_PG, size)
+                    show(timed("generate", f"batches of {size}", work))
+    line = summary(args, rows, total)
     print(json.dumps(line))
     if args.keep:
         RESULTS.mkdir(exist_ok=True)
@@ -173,25 +195,20 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def report(seconds: dict[str, float], total: int) -> None:
-    """Prints the newest row of the table."""
-    name, taken_s = list(seconds.items())[-1]
-    print(f"{name:<34} {taken_s:8.2f} s {total / taken_s:9.0f} tokens/s", flush=True)
-
-
-def summary(args: argparse.Namespace, seconds: dict[str, float], total: int) -> dict:
-    """The JSON line: rates, the ratio of the best of each, commit and hardware."""
-    best = {
-        kind: total / min(taken_s for name, taken_s in seconds.items() if name.startswith(kind))
-        for kind in ("engine", "generate")
-    }
+def summary(args: argparse.Namespace, rows: list[Timed], total: int) -> dict:
+    """The JSON line: rates, the ratios of the best of each kind, commit and hardware."""
+    clock_s, processor_s = (
+        {kind: min(getattr(row, what) for row in rows if row.kind == kind) for kind in KINDS}
+        for what in ("clock_s", "processor_s")
+    )
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
         "benchmark": "engine_cpu",
-        "ratio": round(best["engine"] / best["generate"], 2),
-        "tokens_per_s": {name: round(total / taken_s) for name, taken_s in seconds.items()},
+        "ratio": round(clock_s["generate"] / clock_s["engine"], 2),
+        "ratio_of_processor_seconds": round(processor_s["generate"] / processor_s["engine"], 2),
+        "tokens_per_s": {f"{row.kind}, {row.name}": round(total / row.clock_s) for row in rows},
         "load": f"{args.prompts} x {args.samples}, prompts {list(args.prompt_length)}, "
         f"responses {list(args.response_length)}, {total} output tokens",
         "model": "Qwen3, 4 layers of 256, 4/2 heads of 64, vocabulary 4096, float32",
