@@ -36,8 +36,8 @@ async def line_of(model):
     engine = model.engine()
     asked = []
 
-    def make(sample=0, cut_off_after=None):
-        async def ask(tokens, sampling, *, branch):
+    def make(number=0, cut_off_after=None):
+        async def ask(tokens, sampling, *, sample, branch):
             asked.append((len(tokens), sampling, branch))
             if cut_off_after is not None and len(asked) > cut_off_after:
                 nothing = np.zeros(0, np.int32)
@@ -49,10 +49,10 @@ async def line_of(model):
                     ending=Ending.ABORT,
                 )
             request = Request(
-                id=f"{sample}-{len(asked)}",
+                id=f"{number}-{len(asked)}",
                 tokens_T=np.asarray(tokens, np.int32),
                 sampling=replace(sampling, ignore_eos=False),
-                key=SampleKey(seed=1, prompt=0, sample=sample + (branch << 32)),
+                key=SampleKey(seed=1, prompt=0, sample=number + (branch << 32)),
             )
             return await engine.add(request)
 

@@ -12,7 +12,7 @@ from tandem.errors import EngineError
 from tandem.hooks.asking import LINE, Line, sampling_of
 from tandem.rewards.view import STATUS_OF, DialectSample
 from tandem.server.app import Server
-from tandem.server.branches import Branch, Pins
+from tandem.server.branches import Branch, Pins, Way
 from tandem.server.recorder import written
 from tandem.server.service import SESSION_KEY
 from tandem.server.settings import ServerSettings
@@ -66,7 +66,7 @@ class TrainedAgent:
                 top_k=sampling.top_k,
                 max_new_tokens=sampling.max_new_tokens,
             ),
-            way=_way_through(line, is_cut_off),
+            way=_way_through(line, sample, is_cut_off),
         )
         try:
             work = self._agent(f"{server.url}/v1", SESSION_KEY + name, sample)
@@ -130,12 +130,14 @@ class NoEngine:
         raise EngineError("log-probs of a prompt are not to be had here")
 
 
-def _way_through(line: Line, is_cut_off: asyncio.Event):
+def _way_through(line: Line, sample: DialectSample, is_cut_off: asyncio.Event) -> Way:
     """Takes a session's requests where its generate function's go."""
 
     async def ask(request: Request) -> Completion:
         branch = request.key.seed & _BRANCHES  # 0 for the task's own sequence
-        completion = await line.ask(request.tokens_T.tolist(), request.sampling, branch=branch)
+        completion = await line.ask(
+            request.tokens_T.tolist(), request.sampling, sample=sample, branch=branch
+        )
         if completion.ending is Ending.ABORT:
             is_cut_off.set()
         return completion
