@@ -141,7 +141,6 @@ ROWS = (
     Row("async_save", "saving while training goes on", LEAVE_OUT),
     Row("save_hf", "saving in Hugging Face form", "use tandem convert on a saved checkpoint"),
     # --- reports and dumps
-    Row("log_multi_turn", "rollouts of several turns", LEAVE_OUT),
     Row("log_correct_samples log_reward_category", "this report", LEAVE_OUT),
     Row(
         "debug_rollout_only debug_train_only save_debug_rollout_data load_debug_rollout_data "

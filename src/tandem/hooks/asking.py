@@ -23,16 +23,16 @@ SETTLED = {"no_stop_trim": True, "spaces_between_special_tokens": False, "n": 1}
 
 
 class Ask(Protocol):
-    """Sends tokens to the engine on behalf of one sample."""
+    """Sends tokens to the engine on behalf of one sample: that of the call, where it has one."""
 
     async def __call__(
-        self, tokens: Sequence[int], sampling: Sampling, *, branch: int
+        self, tokens: Sequence[int], sampling: Sampling, *, sample: Any, branch: int
     ) -> Completion: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """What a generate function is connected to while it runs."""
+    """What a generate, rollout or evaluation function is connected to while it runs."""
 
     ask: Ask
     tokenizer: Any
@@ -43,11 +43,16 @@ LINE: ContextVar[Line] = ContextVar("LINE")
 
 
 async def generate(
-    tokens: Sequence[int], sampling_params: Mapping[str, Any], *, branch: int = 0
+    tokens: Sequence[int],
+    sampling_params: Mapping[str, Any],
+    *,
+    sample: Any = None,
+    branch: int = 0,
 ) -> dict[str, Any]:
     """What the engine makes of the tokens, in the form that SGLang's `/generate` answers in.
 
-    For use inside a generate function. `output_ids` and `meta_info["output_token_logprobs"]` (pairs
+    For use inside a generate function, and inside rollout and evaluation functions, which say for
+    which `sample` they ask. `output_ids` and `meta_info["output_token_logprobs"]` (pairs
     of log-prob and token) are exactly what was sampled; `meta_info["finish_reason"]["type"]` is
     stop, length or abort. Randomness is a function of the sample and of each token's place; a
     fan-out passes another `branch` for each of its samples. Raises HookError for a setting that
@@ -55,7 +60,7 @@ async def generate(
     """
     line = _line()
     sampling = sampling_of(sampling_params)
-    completion = await line.ask(tokens, sampling, branch=branch)
+    completion = await line.ask(tokens, sampling, sample=sample, branch=branch)
     output = completion.tokens_C.tolist()
     logprobs = completion.logprobs_C.tolist()
     reason: dict[str, Any] = {"type": completion.ending.value}
@@ -77,7 +82,7 @@ async def generate(
 
 
 def tokenizer() -> Any:
-    """The tokenizer of the model, for use inside a generate function."""
+    """The tokenizer of the model, for use where `generate` can be used."""
     return _line().tokenizer
 
 
@@ -113,5 +118,8 @@ def params_of(sampling: Sampling) -> dict[str, Any]:
 def _line() -> Line:
     line = LINE.get(None)
     if line is None:
-        raise HookError("tandem.hooks.generate was called outside a generate function")
+        raise HookError(
+            "tandem.hooks.generate and tokenizer work inside generate, rollout and evaluation "
+            "functions alone"
+        )
     return line

@@ -53,7 +53,7 @@ class Sampling:
     ) -> None:
         """`args` is what hooks see of the settings."""
         self._cfg, self._args = cfg, args
-        self._reward, self._events, self._max_context = reward, events, max_context
+        self._events, self._max_context = events, max_context
         self._key = cfg.reward.reward_key
         self._source = source
         waiting = cfg.rollout.buffer_filter_path
@@ -72,6 +72,18 @@ class Sampling:
         of_sets = (one.custom_generate_function_path for one in cfg.eval.eval_sets)
         generator.check(path for path in of_sets if path is not None)
         self._groups = GroupSampler(door, generator, reward)
+        self._means = functions.Means(
+            args=args,
+            supply=self._supply,
+            reward=reward,
+            door=door,
+            tokenizer=tokenizer,
+            events=events,
+            seed=cfg.data.rollout_seed,
+            max_context=max_context,
+            num_samples=cfg.data.n_samples_per_prompt,
+            reward_key=self._key,
+        )
 
     def sampler(self, holds: Holds | None, progress: Progress) -> Sampler:
         """The stage of training rollouts; `holds` is the engine, if it can be held."""
@@ -79,16 +91,8 @@ class Sampling:
         if path is not None:
             batch_size = cfg.data.rollout_batch_size
             assert batch_size is not None, "rules refuse a run without --rollout-batch-size"
-            return CustomRollout(
-                path,
-                self._args,
-                supply=self._supply,
-                reward=self._reward,
-                events=self._events,
-                batch_size=batch_size,
-                reward_key=self._key,
-                changed=self._sample_filter() or tuple,
-            )
+            changed = self._sample_filter() or tuple
+            return CustomRollout(path, self._means, batch_size=batch_size, changed=changed)
         return RolloutStage(
             supply=self._supply,
             groups=self._groups,
@@ -108,9 +112,7 @@ class Sampling:
         """Every held-out set, through the same engine and rewards, or a user's own evaluation."""
         path = self._cfg.eval.eval_function_path
         if path is not None:
-            return CustomEvaluator(
-                path, self._args, supply=self._supply, events=self._events, reward_key=self._key
-            )
+            return CustomEvaluator(path, self._means)
         path = self._cfg.rollout.custom_eval_rollout_log_function_path
         hook = None if path is None else load(path, batches.EVAL_LOG)
         return SetEvaluator(

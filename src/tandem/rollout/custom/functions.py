@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ import numpy as np
 from tandem.contracts import Reward
 from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, RolloutFnEvalOutput, RolloutFnTrainOutput, Spec, load
+from tandem.hooks.asking import LINE, Line
 from tandem.observe import evaluation_metrics
 from tandem.rewards.view import DialectSample
+from tandem.rollout.custom.line import asker
 from tandem.rollout.custom.samples import sample_of
 from tandem.rollout.custom.sources import DataSourceView
+from tandem.rollout.door import Door
 from tandem.rollout.events import EventLoop
 from tandem.rollout.generate import blank_sample
 from tandem.rollout.supply import Supply
@@ -25,6 +28,41 @@ ROLLOUT = Spec(
     "--rollout-function-path", "args, rollout_id, data_source", keywords="evaluation", kind="either"
 )
 EVALUATION = replace(ROLLOUT, flag="--eval-function-path")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Means:
+    """What users' rollout and evaluation functions work with."""
+
+    args: Any
+    supply: Supply
+    reward: Reward
+    door: Door
+    tokenizer: Any
+    events: EventLoop
+    seed: int
+    max_context: int
+    num_samples: int
+    reward_key: str | None
+
+    async def asked(self, hook: Hook, rollout_id: int, source: Any, *, evaluation: bool) -> Any:
+        """What the function says; raises HookError that names it."""
+        ask = asker(
+            self.door, seed=self.seed, max_context=self.max_context, num_samples=self.num_samples
+        )
+        token = LINE.set(Line(ask=ask, tokenizer=self.tokenizer))
+        try:
+            if inspect.iscoroutinefunction(hook.call):
+                return await hook.call(self.args, rollout_id, source, evaluation=evaluation)
+            return await asyncio.to_thread(
+                hook.call, self.args, rollout_id, source, evaluation=evaluation
+            )
+        except TandemError:
+            raise
+        except Exception as error:
+            raise hook.failed(error, f"rollout {rollout_id}") from error
+        finally:
+            LINE.reset(token)
 
 
 class CustomRollout:
@@ -37,39 +75,34 @@ class CustomRollout:
     def __init__(
         self,
         path: str,
-        args: Any,
+        means: Means,
         *,
-        supply: Supply,
-        reward: Reward,
-        events: EventLoop,
         batch_size: int,
-        reward_key: str | None,
         changed: Callable[[tuple[Group, ...]], tuple[Group, ...]] = tuple,
     ) -> None:
         """`changed` is applied to the judged groups: the sample filter. Raises HookError."""
-        self._hook, self._args = load(path, ROLLOUT), args
-        self._supply, self._reward, self._events = supply, reward, events
+        self._hook, self._means = load(path, ROLLOUT), means
         self._batch_size = batch_size
-        self._view = DataSourceView(supply, reward_key)
+        self._view = DataSourceView(means.supply, means.reward_key)
         self._changed = changed
 
     def collect(self, step: int) -> Rollout:
         """What the function gave, judged, in the order of prompts."""
         started_s = time.perf_counter()
-        groups, metrics = self._events.run(self._collect(step))
+        groups, metrics = self._means.events.run(self._collect(step))
         seconds = {"perf/rollout_time": time.perf_counter() - started_s}
         return Rollout(step=step, groups=self._changed(groups), metrics={**metrics, **seconds})
 
     def state(self) -> Mapping[str, Any]:
         """What a checkpoint must hold so that the next rollout gets the next prompts."""
-        return self._supply.state()
+        return self._means.supply.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; raises DataError when the data set changed."""
-        self._supply.restore(state)
+        self._means.supply.restore(state)
 
     async def _collect(self, step: int) -> tuple[tuple[Group, ...], Mapping[str, float]]:
-        said = await asked(self._hook, self._args, step, self._view, evaluation=False)
+        said = await self._means.asked(self._hook, step, self._view, evaluation=False)
         if not isinstance(said, RolloutFnTrainOutput):
             said = RolloutFnTrainOutput(samples=said)
         try:
@@ -83,7 +116,7 @@ class CustomRollout:
                 f"--rollout-batch-size {self._batch_size}"
             )
         self._view.forget()
-        judged = await asyncio.gather(*(self._reward.score(group) for group in groups))
+        judged = await asyncio.gather(*(self._means.reward.score(group) for group in groups))
         ordered = sorted(judged, key=lambda group: group.prompt.index)
         return tuple(ordered), dict(said.metrics or {})
 
@@ -91,19 +124,16 @@ class CustomRollout:
 class CustomEvaluator:
     """A user's function in the place of evaluation; implements `contracts.Evaluator`."""
 
-    def __init__(
-        self, path: str, args: Any, *, supply: Supply, events: EventLoop, reward_key: str | None
-    ) -> None:
-        self._hook, self._args = load(path, EVALUATION), args
-        self._view = DataSourceView(supply, reward_key)
-        self._events = events
-        self._reward_key = reward_key
-        self._num_rounds = 0
+    def __init__(self, path: str, means: Means) -> None:
+        """Raises HookError."""
+        self._hook, self._means = load(path, EVALUATION), means
+        self._view = DataSourceView(means.supply, means.reward_key)
+        self._reward_key = means.reward_key
 
     def evaluate(self) -> Evaluation:
         """The metrics of every set that the function gave."""
         started_s = time.perf_counter()
-        said = self._events.run(self._evaluate())
+        said = self._means.events.run(self._evaluate())
         groups = {name: self._groups(name, one) for name, one in said.data.items()}
         metrics = dict(said.metrics or {})
         for name, told in said.data.items():
@@ -116,8 +146,8 @@ class CustomEvaluator:
         return Evaluation(metrics=metrics, groups=groups)
 
     async def _evaluate(self) -> RolloutFnEvalOutput:
-        number, self._num_rounds = self._num_rounds, self._num_rounds + 1
-        said = await asked(self._hook, self._args, number, self._view, evaluation=True)
+        rollout_id = self._means.door.version  # the version of the weights counts rollouts
+        said = await self._means.asked(self._hook, rollout_id, self._view, evaluation=True)
         if isinstance(said, Mapping):
             said = RolloutFnEvalOutput(data=said)
         if not isinstance(said, RolloutFnEvalOutput):
@@ -139,18 +169,6 @@ class CustomEvaluator:
             )
         except Exception as error:
             raise self._hook.failed(error, f"samples of evaluation set {name}") from error
-
-
-async def asked(hook: Hook, args: Any, rollout_id: int, source: Any, *, evaluation: bool) -> Any:
-    """What a rollout function says; raises HookError that names it."""
-    try:
-        if inspect.iscoroutinefunction(hook.call):
-            return await hook.call(args, rollout_id, source, evaluation=evaluation)
-        return await asyncio.to_thread(hook.call, args, rollout_id, source, evaluation=evaluation)
-    except TandemError:
-        raise
-    except Exception as error:
-        raise hook.failed(error, f"rollout {rollout_id}") from error
 
 
 def flattened(group: Any) -> list[DialectSample]:

@@ -1,21 +1,20 @@
 """Generate functions and sample hooks of users, around the default rollout of one turn."""
 
-import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, Spec, load
 from tandem.hooks.asking import LINE, Line, params_of
+from tandem.rewards.view import view_of
+from tandem.rollout.custom.line import Place, asker
 from tandem.rollout.custom.samples import Misshapen, fresh_view, sample_of
-from tandem.rollout.door import Door, unanswered
+from tandem.rollout.door import Door
 from tandem.rollout.groups import Continue
 from tandem.rollout.settings import Terms
-from tandem.types import Completion, Ending, Prompt, Request, Sample, SampleKey, Sampling
+from tandem.types import Ending, Prompt, Sample
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +30,6 @@ SAMPLE_HOOK = Spec(
 
 HOPELESS_AFTER = 64
 """So many failures of a hook without one success among them mean that it cannot work."""
-
-BRANCH = 1 << 32
-"""Distance between the random streams of two branches of one attempt."""
 
 
 class CustomGenerator:
@@ -90,7 +86,9 @@ class CustomGenerator:
         view = fresh_view(prompt, sample)
         params = params_of(terms.sampling)
         more = {"evaluation": terms.is_evaluation} if "evaluation" in hook.optional else {}
-        token = LINE.set(Line(ask=self._asker(prompt, sample, terms), tokenizer=self._tokenizer))
+        place = Place(prompt=prompt.index, sample=sample.position)
+        ask = asker(self._door, seed=terms.seed, max_context=terms.max_context, place=place)
+        token = LINE.set(Line(ask=ask, tokenizer=self._tokenizer))
         try:
             said = await hook.call(self._args, view, params, **more)
             views = said if isinstance(said, list) else [said]
@@ -107,7 +105,9 @@ class CustomGenerator:
         return samples
 
     async def _hooked(self, hook: Hook, prompt: Prompt, sample: Sample, terms: Terms) -> Sample:
-        view = fresh_view(prompt, sample)
+        if sample.ending is Ending.ABORT:
+            return sample  # its turn comes when it has ended
+        view = view_of(prompt, sample)
         try:
             said = hook.call(
                 self._args, view, rollout_id=terms.rollout_id, evaluation=terms.is_evaluation
@@ -124,29 +124,6 @@ class CustomGenerator:
 
     def _back(self, view: Any, before: Sample) -> Sample:
         return sample_of(view, before, version=self._door.version, reward_key=self._reward_key)
-
-    def _asker(self, prompt: Prompt, sample: Sample, terms: Terms):
-        numbers = itertools.count()
-
-        async def ask(tokens: Sequence[int], sampling: Sampling, *, branch: int) -> Completion:
-            room = sampling.max_new_tokens
-            if terms.max_context is not None:
-                room = min(room, terms.max_context - len(tokens))
-            name = f"{terms.seed}-{prompt.index}-{sample.position}"
-            request = Request(
-                id=f"{name}-{branch}-{len(tokens)}-{next(numbers)}",
-                tokens_T=np.asarray(tokens, np.int32),
-                sampling=replace(sampling, max_new_tokens=max(0, room)),
-                key=SampleKey(
-                    seed=terms.seed, prompt=prompt.index, sample=sample.position + branch * BRANCH
-                ),
-                group=f"{terms.seed}-{prompt.index}",
-            )
-            if room <= 0:
-                return unanswered(request, Ending.LENGTH)
-            return await self._door.ask(request)
-
-        return ask
 
     def _failed(self, hook: Hook, error: Exception, sample: Sample) -> Sample:
         """The sample as one that could not be sampled; raises HookError when none ever could."""
