@@ -3,11 +3,14 @@
 import json
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from tandem.config import load_config
 from tandem.runtime import run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LAUNCHES = {
     "gspo": "--advantage-estimator gspo --eps-clip 3e-4 --eps-clip-high 4e-4",
@@ -131,3 +134,18 @@ def test_a_hook_of_another_signature_is_refused_before_any_rollout(tiny, tmp_pat
     with pytest.raises(HookError, match=r"--custom-advantage-function-path my_algorithm\.wrong"):
         launch(tiny, tmp_path / "run", *words)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--custom-advantage-function-path own_functions.best_of_the_rest "
+        "--custom-pg-loss-reducer-function-path own_functions.constant_length",
+        "--loss-type custom_loss --custom-loss-function-path own_functions.likelihood_of_the_good",
+        "--use-tis --custom-tis-function-path own_functions.square_root_weights",
+    ],
+)
+def test_the_example_of_own_functions_runs(tiny, tmp_path, monkeypatch, words):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "algorithms")
+    rows = launch(tiny, tmp_path, *words.split())
+    assert max(row.get("train/grad_norm", 0.0) for row in rows) > 0

@@ -178,7 +178,7 @@ def with_advantages(
     places, done = iter(range(count)), []
     for group in groups:
         mine = [next(places) for _ in group.samples]
-        columns = {"advantages": _columns(group, [advantages[i] for i in mine])}
+        columns: dict[str, Any] = {"advantages": _columns(group, [advantages[i] for i in mine])}
         if returns is not None:
             columns["returns"] = _columns(group, [returns[i] for i in mine])
         done.append(replace(group, **columns))

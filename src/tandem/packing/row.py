@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,9 @@ def build_row(
         return torch.from_numpy(_shifted(arrays, padding, np.float32))
 
     tokens = [item.sample.tokens_T for item in items]
+    shifted: dict[str, Any] = {
+        f"{name}_T": floats(item.columns[name] for item in items) for name in columns
+    }
     # padding has position 0 throughout: a short table of angles must not be read past its end
     positions = [*map(np.arange, lengths), np.zeros(padding, np.int64)]
     return Batch(
@@ -63,7 +67,7 @@ def build_row(
         bounds_S=torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int32)),
         longest=max(sizes),
         engine_logprobs_T=floats(item.sample.logprobs_T for item in items),
-        **{f"{name}_T": floats(item.columns[name] for item in items) for name in columns},
+        **shifted,
         num_tokens=num_tokens,
     )
 
