@@ -53,21 +53,6 @@ async def test_other_tasks_run_between_steps(engine_of, ask):
     assert len(seen) > 20
 
 
-async def test_a_held_engine_takes_requests_but_no_step(engine_of, ask):
-    engine = engine_of()
-    first = engine.add(ask(1))
-    await steps(3)
-    engine.hold()
-    await steps(2)
-    before = engine.stats().num_generated_tokens
-    second = engine.add(ask(2))
-    await steps(20)
-    assert engine.stats().num_generated_tokens == before > 0
-    assert engine.stats().num_waiting == 1
-    engine.release()
-    assert len((await first).tokens_C) == len((await second).tokens_C) == 20
-
-
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_abort_gives_partial_tokens_at_once_and_they_can_be_continued(
     engine_of, ask, is_late
