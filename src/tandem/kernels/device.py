@@ -10,6 +10,9 @@ from torch import Tensor
 FLASH_4_HEADS = (64, 96, 128)
 """Head sizes that FlashAttention 4 serves on Hopper."""
 
+DECODE_HEADS = (16, 32, 64, 128, 256)
+"""Head sizes that our decode kernel serves: a tensor core takes no less, Triton powers of two."""
+
 
 def is_fused(tensor: Tensor) -> bool:
     """Whether Triton kernels serve this tensor: it lies on CUDA and Triton is installed.

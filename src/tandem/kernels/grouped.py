@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tandem.kernels.device import is_fused
+from tandem.kernels.device import DECODE_HEADS, is_fused
 from tandem.kernels.paged import by_padded_length, gather_blocks, padded_length
 
 _ROWS_TOGETHER = 4
@@ -27,7 +27,7 @@ def grouped_paged_attention(
     the row's own token. A prefix is read once for all rows of its group; the two partial results
     are merged by their log-sum-exp. A row with neither prefix nor suffix gives zeros.
     """
-    if is_fused(q_RNH):
+    if is_fused(q_RNH) and q_RNH.shape[-1] in DECODE_HEADS:
         from tandem.kernels.cuda import decode
 
         prefix = (prefix_table_GB, prefix_lengths_G, group_bounds_G)

@@ -6,9 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tandem.kernels.device import is_fused
+from tandem.kernels.linear import invariant_linear
+
 _CHUNK_BYTES_CPU = 1 << 23  # fp32 logits of a chunk stay in the cache
-_CHUNK_BYTES_CUDA = 1 << 27
+_CHUNK_BYTES_CUDA = 1 << 28  # 441 rows at a vocabulary of 151,936: enough to keep matmuls busy
 _MIN_CHUNK = 16
+_CHUNKS_TOGETHER = 8
+"""Chunks whose gradients of logits, bf16, wait for one product with the hidden states: adding to
+the weight's gradient costs reading and writing it, 1.6 GB in fp32 for that vocabulary."""
 
 TopMask = tuple[Tensor, Tensor]
 """Token ids that may be chosen, `[M]` int64, and where each row's begin in it, `[T + 1]` int64."""
@@ -23,6 +29,7 @@ def token_logprobs(
     want_entropy: bool = False,
     entropy_needs_grad: bool = False,
     top_mask: TopMask | None = None,
+    invariant: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs `[T]` of `targets_T`, and the entropy `[T]` in nats when asked for, both fp32.
 
@@ -31,12 +38,15 @@ def token_logprobs(
     does not grow with T; `chunk` rows at a time, or what fits a fixed number of bytes if it is
     below 1. The entropy has a gradient only if `entropy_needs_grad`. With `top_mask`, a row that
     names any tokens is normalised over these and its target alone; the entropy never is.
+    `invariant` makes the bits of a row independent of the other rows, and equal to those of
+    `choose_tokens` on `head_logits(..., invariant=True)`.
     """
     ask = _Ask(
-        inverse=float(torch.tensor(1.0) / torch.tensor(temperature)),
+        inverse=float(torch.tensor(1.0, device="cpu") / torch.tensor(temperature, device="cpu")),
         chunk=chunk if chunk > 0 else _fitting_chunk(weight_VD),
         want_entropy=want_entropy or entropy_needs_grad,
         entropy_needs_grad=entropy_needs_grad,
+        invariant=invariant,
     )
     ids_M, starts_T = top_mask if top_mask is not None else (None, None)
     logprobs_T, entropy_T = _TokenLogprobs.apply(
@@ -45,18 +55,25 @@ def token_logprobs(
     return logprobs_T, entropy_T
 
 
+def head_logits(hidden_RD: Tensor, weight_VD: Tensor, invariant: bool = False) -> Tensor:
+    """Logits `[R, V]` fp32, the products of bf16 inputs summed and left in fp32.
+
+    Rounding them to bf16 would cost log-probs of likely tokens up to 2^-8 of their logit.
+    """
+    if invariant:
+        return invariant_linear(hidden_RD, weight_VD, out_dtype=torch.float32)
+    if hidden_RD.is_cuda and hidden_RD.dtype != torch.float32:
+        return torch.ops.aten.mm.dtype(hidden_RD, weight_VD.t(), torch.float32)
+    return torch.mm(hidden_RD, weight_VD.t()).float()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Ask:
     inverse: float  # 1 / temperature, rounded to fp32: choose_tokens multiplies by the same
     chunk: int
     want_entropy: bool
     entropy_needs_grad: bool
-
-
-def _fitting_chunk(weight_VD: Tensor) -> int:
-    budget = _CHUNK_BYTES_CUDA if weight_VD.is_cuda else _CHUNK_BYTES_CPU
-    rows = budget // (4 * weight_VD.shape[0])
-    return max(_MIN_CHUNK, rows - rows % _MIN_CHUNK)
+    invariant: bool
 
 
 class _Saved(NamedTuple):
@@ -72,6 +89,12 @@ class _Saved(NamedTuple):
     entropy_T: Tensor | None
 
 
+def _fitting_chunk(weight_VD: Tensor) -> int:
+    budget = _CHUNK_BYTES_CUDA if weight_VD.is_cuda else _CHUNK_BYTES_CPU
+    rows = budget // (4 * weight_VD.shape[0])
+    return max(_MIN_CHUNK, rows - rows % _MIN_CHUNK)
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TD, weight_VD, targets_T, ids_M, starts_T, ask):
@@ -80,16 +103,15 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs_T, lse_T = torch.empty(num_rows, **fresh), torch.empty(num_rows, **fresh)
         full_lse_T = torch.empty(num_rows, **fresh) if starts_T is not None else lse_T
         entropy_T = torch.empty(num_rows, **fresh) if ask.want_entropy else None
-        for rows in _chunks(num_rows, ask.chunk):
-            logits = _logits(hidden_TD[rows], weight_VD, ask.inverse)
+        for rows in _chunks(0, num_rows, ask.chunk):
+            logits = head_logits(hidden_TD[rows], weight_VD, ask.invariant)
             target = targets_T[rows]
-            full_lse_T[rows] = torch.logsumexp(logits, dim=-1)
+            logprobs_T[rows], full_lse_T[rows], entropy = _row_logprobs(logits, target, ask)
             if entropy_T is not None:
-                entropy_T[rows] = _entropy(logits, full_lse_T[rows])
+                entropy_T[rows] = entropy
             if starts_T is not None:
                 _mask(logits, target, ids_M, starts_T, rows)
-                lse_T[rows] = torch.logsumexp(logits, dim=-1)
-            logprobs_T[rows] = logits.gather(1, target[:, None])[:, 0] - lse_T[rows]
+                logprobs_T[rows], lse_T[rows], _ = _row_logprobs(logits, target, ask)
         ctx.ask = ask
         ctx.save_for_backward(
             hidden_TD, weight_VD, targets_T, ids_M, starts_T, lse_T, full_lse_T, entropy_T
@@ -103,17 +125,21 @@ class _TokenLogprobs(torch.autograd.Function):
         saved = _Saved(*ctx.saved_tensors)
         hidden_TD, weight_VD = saved.hidden_TD, saved.weight_VD
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        num_rows, chunk = len(hidden_TD), ctx.ask.chunk
+        grads = (grad_T, grad_entropy_T if ctx.ask.entropy_needs_grad else None)
         grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight_VD = None
-        if not ctx.ask.entropy_needs_grad:
-            grad_entropy_T = None
-        for rows in _chunks(len(hidden_TD), ctx.ask.chunk):
-            grad_logits = _grad_logits(saved, ctx.ask.inverse, rows, grad_T, grad_entropy_T)
-            grad_logits = grad_logits.to(hidden_TD.dtype)
+        together = chunk * _CHUNKS_TOGETHER if hidden_TD.is_cuda else chunk
+        grad_logits = hidden_TD.new_empty(min(together, num_rows), len(weight_VD))
+        for block in _chunks(0, num_rows, together):
+            for rows in _chunks(block.start, block.stop, chunk):
+                out = grad_logits[rows.start - block.start : rows.stop - block.start]
+                _logits_gradient(saved, ctx.ask, rows, *grads, out)
+            part = grad_logits[: block.stop - block.start]
             if needs_hidden:
-                torch.mm(grad_logits, weight_VD, out=grad_hidden_TD[rows])
+                torch.mm(part, weight_VD, out=grad_hidden_TD[block])
             if needs_weight:
-                grad_weight_VD = _accumulate(grad_weight_VD, grad_logits, hidden_TD[rows])
+                grad_weight_VD = _accumulate(grad_weight_VD, part, hidden_TD[block])
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         elif needs_weight:
@@ -121,49 +147,73 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad_hidden_TD, grad_weight_VD, None, None, None, None
 
 
-def _chunks(num_rows: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, num_rows)) for start in range(0, num_rows, chunk)]
+def _chunks(start: int, stop: int, chunk: int) -> list[slice]:
+    return [slice(at, min(at + chunk, stop)) for at in range(start, stop, chunk)]
 
 
-def _logits(hidden: Tensor, weight_VD: Tensor, inverse: float) -> Tensor:
-    logits = torch.mm(hidden, weight_VD.t()).float()
-    return logits if inverse == 1 else logits.mul_(inverse)
+def _row_logprobs(
+    logits: Tensor, target: Tensor, ask: _Ask
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probs of the targets, log-sum-exps and entropies of a chunk of fp32 logits."""
+    if is_fused(logits):
+        from tandem.kernels.cuda import head as fused
+
+        return fused.row_logprobs(logits, target, ask.inverse, ask.want_entropy)
+    scaled = logits if ask.inverse == 1 else logits * ask.inverse
+    lse = torch.logsumexp(scaled, dim=-1)
+    logprobs = scaled.gather(1, target[:, None])[:, 0] - lse
+    if not ask.want_entropy:
+        return logprobs, lse, None
+    # -sum p log p, as lse - sum p x: no row of log-probs is made
+    return logprobs, lse, lse - torch.linalg.vecdot((scaled - lse[:, None]).exp_(), scaled)
 
 
-def _entropy(logits: Tensor, lse: Tensor) -> Tensor:
-    """-sum p log p, as lse - sum p x: no row of log-probs is made."""
-    return lse - torch.linalg.vecdot((logits - lse[:, None]).exp_(), logits)
+def _logits_gradient(
+    saved: _Saved,
+    ask: _Ask,
+    rows: slice,
+    grad_T: Tensor,
+    grad_entropy_T: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Writes the gradient with respect to the logits of a chunk, computed again, into `out`."""
+    logits = head_logits(saved.hidden_TD[rows], saved.weight_VD, ask.invariant)
+    target, grad = saved.targets_T[rows], grad_T[rows]
+    entropy = grad_entropy = None
+    if grad_entropy_T is not None and saved.entropy_T is not None:
+        entropy, grad_entropy = saved.entropy_T[rows], grad_entropy_T[rows]
+    if is_fused(logits) and saved.starts_T is None:
+        from tandem.kernels.cuda import head as fused
 
-
-def _grad_logits(
-    saved: _Saved, inverse: float, rows: slice, grad_T: Tensor, grad_entropy_T: Tensor | None
-) -> Tensor:
-    """The gradient with respect to the unscaled logits of a chunk, fp32."""
-    logits = _logits(saved.hidden_TD[rows], saved.weight_VD, inverse)
-    target, grad = saved.targets_T[rows], grad_T[rows, None]
-    from_entropy = None
-    if grad_entropy_T is not None:
+        columns = (target, saved.lse_T[rows], grad, ask.inverse, entropy, grad_entropy)
+        fused.logits_gradient(logits, *columns, out)
+        return
+    logits.mul_(ask.inverse)
+    if grad_entropy is not None:
         # dH / dx = -p (log p + H)
         logp = logits - saved.full_lse_T[rows, None]
-        from_entropy = logp.exp().mul_(logp.add_(saved.entropy_T[rows, None]))
-        from_entropy.mul_(grad_entropy_T[rows, None])
+        pull = logp.exp().mul_(logp.add_(entropy[:, None])).mul_(grad_entropy[:, None])
     if saved.starts_T is not None:
         _mask(logits, target, saved.ids_M, saved.starts_T, rows)
     # d log p[target] / dx = onehot - p
-    grad_logits = logits.sub_(saved.lse_T[rows, None]).exp_().mul_(-grad)
-    grad_logits.scatter_add_(1, target[:, None], grad)
-    if from_entropy is not None:
-        grad_logits.sub_(from_entropy)
-    return grad_logits if inverse == 1 else grad_logits.mul_(inverse)
+    grad_logits = logits.sub_(saved.lse_T[rows, None]).exp_().mul_(-grad[:, None])
+    grad_logits.scatter_add_(1, target[:, None], grad[:, None])
+    if grad_entropy is not None:
+        grad_logits.sub_(pull)
+    out.copy_(grad_logits.mul_(ask.inverse))
 
 
 def _accumulate(total_VD: Tensor | None, grad_logits: Tensor, hidden: Tensor) -> Tensor:
     """`total + grad_logits.T @ hidden`, in place, fp32: a sum over many chunks."""
-    if total_VD is None:
-        return torch.mm(grad_logits.t(), hidden).float()
+    turned = grad_logits.t()
     if hidden.dtype == torch.float32:
-        return total_VD.addmm_(grad_logits.t(), hidden)
-    return total_VD.add_(torch.mm(grad_logits.t(), hidden))
+        return torch.mm(turned, hidden) if total_VD is None else total_VD.addmm_(turned, hidden)
+    if not hidden.is_cuda:
+        part = torch.mm(turned, hidden)
+        return part.float() if total_VD is None else total_VD.add_(part)
+    if total_VD is None:
+        return torch.ops.aten.mm.dtype(turned, hidden, torch.float32)
+    return torch.ops.aten.addmm.dtype_out(total_VD, turned, hidden, torch.float32, out=total_VD)
 
 
 def _mask(logits: Tensor, target: Tensor, ids_M: Tensor, starts_T: Tensor, rows: slice) -> None:

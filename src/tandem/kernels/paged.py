@@ -12,7 +12,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tandem.kernels.device import FLASH_4_HEADS, has_flash_attention_4, is_fused, is_half
+from tandem.kernels.device import (
+    DECODE_HEADS,
+    FLASH_4_HEADS,
+    has_flash_attention_4,
+    is_fused,
+    is_half,
+)
 
 _CALL_VALUES = 1 << 19  # keys gathered for one call: measured best on 2 MB
 
@@ -48,7 +54,7 @@ def paged_attention(
 
     A row of length 0 gives zeros. The bits of a row depend on the row alone.
     """
-    if is_fused(q_RNH):
+    if is_fused(q_RNH) and q_RNH.shape[-1] in DECODE_HEADS:
         from tandem.kernels.cuda import decode
 
         return decode.paged_attention(q_RNH, k_cache, v_cache, table_RB, lengths_R, scale)

@@ -42,6 +42,13 @@ def paged_prefill_attention(
     """As `paged.paged_prefill_attention`; one query a row makes it a decode."""
     from flash_attn.cute import flash_attn_varlen_func
 
+    # a kernel is compiled for the strides it meets first, and those of an axis of size 1 are odd
+    if len(table_RB) == 1:
+        table_RB = torch.cat([table_RB, table_RB])
+        bounds_R = torch.cat([bounds_R, bounds_R[-1:]])
+        lengths_R = torch.cat([lengths_R, lengths_R.new_zeros(1)])
+    if table_RB.shape[1] == 1:
+        table_RB = torch.cat([table_RB, table_RB], dim=1)
     return _first(
         flash_attn_varlen_func(
             q_TNH,

@@ -1,0 +1,96 @@
+"""A matrix product in Triton whose bits are a function of the row alone.
+
+Each value is summed over the inner axis in one order, in one accumulator, by the same instruction:
+tiles differ with the number of rows, never in how they walk the inner axis, and never split it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def invariant_linear(
+    x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    """As `linear.invariant_linear`."""
+    return _Linear.apply(x_TD, weight_OD, bias_O, out_dtype)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TD, weight_OD, bias_O, out_dtype):
+        ctx.save_for_backward(x_TD, weight_OD)
+        ctx.bias_dtype = None if bias_O is None else bias_O.dtype
+        return _product(x_TD, weight_OD, bias_O, out_dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x_TD, weight_OD = ctx.saved_tensors
+        grad = grad.to(x_TD.dtype)
+        rows = grad.flatten(0, -2)
+        grad_x = grad @ weight_OD if ctx.needs_input_grad[0] else None
+        grad_weight = rows.t() @ x_TD.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        grad_bias = rows.float().sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _product(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None, out_dtype) -> Tensor:
+    x = x_TD.reshape(-1, x_TD.shape[-1])
+    (rows, inner), outputs = x.shape, len(weight_OD)
+    assert x.stride(1) == 1 and weight_OD.stride(1) == 1, "rows of a product must be contiguous"
+    y = x.new_empty(rows, outputs, dtype=out_dtype)
+    tile = _tile(rows)
+    if y.numel():
+        grid = (triton.cdiv(rows, tile["TILE_T"]) * triton.cdiv(outputs, tile["TILE_O"]),)
+        _product_tile[grid](
+            x, weight_OD, bias_O, y, rows, outputs, inner, x.stride(0), weight_OD.stride(0),
+            HAS_BIAS=bias_O is not None, IS_EVEN=inner % tile["TILE_D"] == 0, **tile,
+        )  # fmt: skip
+    return y.view(*x_TD.shape[:-1], outputs)
+
+
+def _tile(rows: int) -> dict[str, int]:
+    """Tile sizes for a number of rows. At least 64 rows a tile, so that every one is wgmma's."""
+    if rows <= 64:
+        sizes, warps, stages = (64, 64, 128), 4, 4
+    elif rows <= 512:
+        sizes, warps, stages = (128, 64, 64), 4, 4
+    else:
+        sizes, warps, stages = (128, 256, 64), 8, 3
+    names = ("TILE_T", "TILE_O", "TILE_D")
+    return {**dict(zip(names, sizes, strict=True)), "num_warps": warps, "num_stages": stages}
+
+
+@triton.jit
+def _product_tile(
+    x_ptr, weight_ptr, bias_ptr, y_ptr, rows, outputs, inner, x_stride, weight_stride,
+    TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_D: tl.constexpr, HAS_BIAS: tl.constexpr,
+    IS_EVEN: tl.constexpr, TOGETHER: tl.constexpr = 8,
+):  # fmt: skip
+    # tiles of some rows before those of the next, so that their inputs are found in the L2 cache
+    num_t, num_o = tl.cdiv(rows, TILE_T), tl.cdiv(outputs, TILE_O)
+    group = tl.program_id(0) // (TOGETHER * num_o)
+    group_size = tl.minimum(num_t - group * TOGETHER, TOGETHER)
+    inside_group = tl.program_id(0) % (TOGETHER * num_o)
+    t = (group * TOGETHER + inside_group % group_size) * TILE_T + tl.arange(0, TILE_T)
+    o = (inside_group // group_size) * TILE_O + tl.arange(0, TILE_O)
+    d = tl.arange(0, TILE_D)
+    # past the end the first rows are read again: cheaper than masks, and never stored
+    x = x_ptr + (t % rows).to(tl.int64)[:, None] * x_stride + d[None, :]
+    weight = weight_ptr + (o % outputs).to(tl.int64)[None, :] * weight_stride + d[:, None]
+    total = tl.zeros((TILE_T, TILE_O), dtype=tl.float32)
+    for start in range(0, inner, TILE_D):
+        if IS_EVEN:
+            total = tl.dot(tl.load(x), tl.load(weight), total)
+        else:
+            x_tile = tl.load(x, mask=(start + d)[None, :] < inner, other=0.0)
+            weight_tile = tl.load(weight, mask=(start + d)[:, None] < inner, other=0.0)
+            total = tl.dot(x_tile, weight_tile, total)
+        x += TILE_D
+        weight += TILE_D
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
+    y = y_ptr + t.to(tl.int64)[:, None] * outputs + o[None, :]
+    mask = (t < rows)[:, None] & (o < outputs)[None, :]
+    tl.store(y, total.to(y_ptr.dtype.element_ty), mask=mask)
