@@ -50,13 +50,13 @@ WARMUP_ARGS = f"""
 ROLLOUT_ARGS = f"""
     --input-key prompt --label-key label --apply-chat-template --rollout-shuffle --rm-type math
     --num-rollout {NUM_ROLLOUT} --rollout-batch-size 64 --n-samples-per-prompt 8
-    --rollout-max-response-len 12 --rollout-temperature 1.0 --num-steps-per-rollout 1
+    --rollout-max-response-len 12 --rollout-temperature 1.0 --num-steps-per-rollout 2
 """
 # Without its warm-up the same learning rate can ruin the policy within ten steps.
 GRPO_ARGS = """
     --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28
     --use-kl-loss --kl-loss-coef 0.00 --kl-loss-type low_var_kl --entropy-coef 0.00
-    --lr 3e-4 --lr-decay-style constant --lr-warmup-iters 10
+    --lr 5e-4 --lr-decay-style linear --lr-warmup-iters 10
 """
 IN_RUN_EVAL_ARGS = "--eval-interval 20 --n-samples-per-eval-prompt 4"
 EVAL_ARGS = """
