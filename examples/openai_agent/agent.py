@@ -2,7 +2,7 @@
 
     python examples/openai_agent/agent.py --base-url http://127.0.0.1:8000/v1 --secret 7
 
-It guesses a number from 1 to 9, and is told "higher" or "lower" until it finds it or gives up.
+It guesses a number from 1 to 5, and is told "higher" or "lower" until it finds it or gives up.
 """
 
 import argparse
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import openai
 
-TASK = "I think of a number from 1 to 9. Guess it."
-MAX_GUESSES = 4
+TASK = "I think of a number from 1 to 5. Guess it."
+MAX_GUESSES = 3
+HIGHEST = 5
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ async def play(client: openai.AsyncOpenAI, model: str, secret: int) -> Game:
     """Plays one game against the endpoint."""
     messages = [{"role": "user", "content": TASK}]
     guesses: list[str] = []
-    low, high, num_sensible = 1, 9, 0
+    low, high, num_sensible = 1, HIGHEST, 0
     while len(guesses) < MAX_GUESSES:
         reply = await client.chat.completions.create(model=model, messages=messages, max_tokens=8)
         guess = (reply.choices[0].message.content or "").strip()
@@ -47,7 +48,7 @@ async def play(client: openai.AsyncOpenAI, model: str, secret: int) -> Game:
 def hint(guess: str, secret: int) -> str:
     """What the world says of a wrong guess."""
     if not guess.isdecimal() or len(guess) > 1:
-        return "a number from 1 to 9, please"
+        return "a number from 1 to 5, please"
     return "higher" if int(guess) < secret else "lower"
 
 
@@ -56,7 +57,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--model", default="policy")
-    parser.add_argument("--secret", type=int, default=7)
+    parser.add_argument("--secret", type=int, default=4)
     options = parser.parse_args()
     api_key = os.environ.get("OPENAI_API_KEY", "none")
     async with openai.AsyncOpenAI(base_url=options.base_url, api_key=api_key) as client:

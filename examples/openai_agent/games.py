@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent import MAX_GUESSES, TASK, hint
+from agent import HIGHEST, MAX_GUESSES, TASK, hint
 
 NUM_WARMUP = 4096
 NUM_TRAIN = 900
@@ -25,8 +25,8 @@ def main() -> None:
     draw = random.Random(options.seed)
     games = ({"messages": random_game(draw)} for _ in range(NUM_WARMUP))
     write(options.out / "warmup.jsonl", games)
-    write(options.out / "train.jsonl", map(asked, draw.choices(range(1, 10), k=NUM_TRAIN)))
-    write(options.out / "secrets.jsonl", map(asked, range(1, 10)))
+    write(options.out / "train.jsonl", map(asked, draw.choices(range(1, HIGHEST + 1), k=NUM_TRAIN)))
+    write(options.out / "secrets.jsonl", map(asked, range(1, HIGHEST + 1)))
 
 
 def asked(secret: int) -> dict:
@@ -36,10 +36,10 @@ def asked(secret: int) -> dict:
 
 def random_game(draw: random.Random) -> list[dict]:
     """A game of somebody who does not listen: every guess is drawn anew."""
-    secret = draw.randint(1, 9)
+    secret = draw.randint(1, HIGHEST)
     messages = [{"role": "user", "content": TASK}]
     for number in range(MAX_GUESSES):
-        guess = draw.randint(1, 9)
+        guess = draw.randint(1, HIGHEST)
         messages.append({"role": "assistant", "content": str(guess)})
         if guess == secret or number == MAX_GUESSES - 1:
             break

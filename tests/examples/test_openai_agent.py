@@ -35,20 +35,20 @@ class Script:
 
 
 async def test_a_game_ends_when_the_number_is_found(agent):
-    client = Script("5", "8", "7", "1")
-    game = await agent.play(client, "m", 7)
-    assert (game.is_won, game.guesses, game.num_sensible) == (True, ("5", "8", "7"), 3)
+    client = Script("2", "4", "3", "1")
+    game = await agent.play(client, "m", 3)
+    assert (game.is_won, game.guesses, game.num_sensible) == (True, ("2", "4", "3"), 3)
     assert [message["content"] for message in client.asked[-1]] == [
         agent.TASK,
-        "5",
+        "2",
         "higher",
-        "8",
+        "4",
         "lower",
     ]
 
 
 async def test_guesses_that_hints_ruled_out_are_not_sensible(agent):
-    game = await agent.play(Script("5", "4", "x", None), "m", 7)
+    game = await agent.play(Script("2", "1", None), "m", 4)
     assert (game.is_won, game.num_sensible) == (False, 1)
     assert len(game.guesses) == agent.MAX_GUESSES
 
