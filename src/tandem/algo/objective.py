@@ -138,18 +138,21 @@ def _policy(
     trainer_T = current_T if batch.old_logprobs_T is None else batch.old_logprobs_T
     old_T = _engine(batch, "--use-rollout-logprobs") if cfg.use_rollout_logprobs else trainer_T
     policy = _objective(batch, logprobs_T, old_T, cfg)
-    terms = {
-        "pg_clipfrac": weighted(batch, policy.clipped_T),
-        "ppo_kl": weighted(batch, old_T - current_T),
-        "ppo_kl_abs": weighted(batch, (old_T - current_T).abs()),
-        "ois": weighted(batch, policy.ratio_T.detach()),
-    }
-    loss_T = _corrected(batch, policy.loss_T, current_T, trainer_T, old_T, cfg, hooks, scale, terms)
+    loss_T, terms = _masked(batch, policy.loss_T, current_T, old_T, cfg)
+    loss_T, found = _corrected(batch, loss_T, trainer_T, cfg, hooks, scale)
     if hooks.reducer is None:
         total = weighted(batch, loss_T)
     else:
         total = hooked_reduction(batch, loss_T, hooks, per_token=cfg.calculate_per_token_loss)
-    terms = {"pg_loss": total, **terms}
+    terms = {
+        "pg_loss": total,
+        "pg_clipfrac": weighted(batch, policy.clipped_T),
+        "ppo_kl": weighted(batch, old_T - current_T),
+        "ppo_kl_abs": weighted(batch, (old_T - current_T).abs()),
+        "ois": weighted(batch, policy.ratio_T.detach()),
+        **terms,
+        **found,
+    }
     if batch.engine_logprobs_T is not None:
         gap_T = (trainer_T - batch.engine_logprobs_T).abs()
         terms["train_rollout_logprob_abs_diff"] = weighted(batch, gap_T)
@@ -160,7 +163,9 @@ def _policy(
         if cfg.entropy_coef != 0:
             total = total - cfg.entropy_coef * terms["entropy_loss"]
     if cfg.has_reference:
-        total = total + _reference_terms(batch, logprobs_T, old_T, cfg, terms)
+        terms |= _reference_terms(batch, logprobs_T, old_T, cfg)
+        if cfg.use_kl_loss and cfg.kl_loss_coef != 0:
+            total = total + cfg.kl_loss_coef * terms["kl_loss"]
     return total, {name: term.detach() for name, term in {"loss": total, **terms}.items()}
 
 
@@ -189,63 +194,66 @@ def _objective(
     )
 
 
-def _corrected(
+def _masked(
     batch: Batch,
     loss_T: "torch.Tensor",
     current_T: "torch.Tensor",
-    trainer_T: "torch.Tensor",
     old_T: "torch.Tensor",
+    cfg: AlgoConfig,
+) -> "tuple[torch.Tensor, dict[str, torch.Tensor]]":
+    """The losses without those of sequences that are too far off policy, and how many these are."""
+    if not cfg.use_opsm:
+        return loss_T, {}
+    assert batch.advantages_T is not None, "a policy loss on a batch without advantages"
+    is_trusted_T = trusted_sequences(
+        current_T, old_T, batch.advantages_T, batch.mask_T, batch.bounds_S, cfg.opsm_delta
+    )
+    return loss_T * is_trusted_T, {"opsm_clipfrac": weighted(batch, ~is_trusted_T)}
+
+
+def _corrected(
+    batch: Batch,
+    loss_T: "torch.Tensor",
+    trainer_T: "torch.Tensor",
     cfg: AlgoConfig,
     hooks: Hooks,
     scale: float,
-    terms: "dict[str, torch.Tensor]",
-) -> "torch.Tensor":
-    """The losses after everything that weighs or drops tokens; its metrics go into `terms`.
+) -> "tuple[torch.Tensor, dict[str, torch.Tensor]]":
+    """The losses weighed for the engine not being the trainer, and what was found.
 
     Dropped tokens stay in the denominator (dialect 3.6).
     """
-    if cfg.use_opsm:
-        assert batch.advantages_T is not None, "a policy loss on a batch without advantages"
-        is_trusted_T = trusted_sequences(
-            current_T, old_T, batch.advantages_T, batch.mask_T, batch.bounds_S, cfg.opsm_delta
-        )
-        terms["opsm_clipfrac"] = weighted(batch, ~is_trusted_T)
-        loss_T = loss_T * is_trusted_T
     if not wants_correction(cfg):
-        return loss_T
+        return loss_T, {}
     engine_T = _engine(batch, "a correction of the trainer-engine mismatch")
     tokens = Tokens(trainer_T, engine_T, batch.mask_T, batch.bounds_S)
     if hooks.tis is not None:
         changed_T, found = hooked_correction(batch, tokens, loss_T, hooks)
     else:
         changed_T, found = loss_T, correction(tokens, cfg, scale)
-    terms |= {name: weighted(batch, column_T) for name, column_T in found.metrics.items()}
+    metrics = {name: weighted(batch, column_T) for name, column_T in found.metrics.items()}
     if not (cfg.use_tis or cfg.use_rs):
-        return loss_T  # metrics alone
-    return changed_T * found.weight_T * found.is_kept_T
+        return loss_T, metrics
+    return changed_T * found.weight_T * found.is_kept_T, metrics
 
 
 def _reference_terms(
-    batch: Batch,
-    logprobs_T: "torch.Tensor",
-    old_T: "torch.Tensor",
-    cfg: AlgoConfig,
-    terms: "dict[str, torch.Tensor]",
-) -> "torch.Tensor | float":
-    """What KL to the reference adds to the loss; its metrics go into `terms`."""
+    batch: Batch, logprobs_T: "torch.Tensor", old_T: "torch.Tensor", cfg: AlgoConfig
+) -> "dict[str, torch.Tensor]":
+    """KL to the reference: of the samples as they came, and of the policy as it is now."""
     import torch
 
     assert batch.reference_logprobs_T is not None, "a KL term on a batch without a reference"
+    terms = {}
     if cfg.kl_coef != 0:
         kl_T = kl_estimate(old_T, batch.reference_logprobs_T, cfg.kl_loss_type)
         terms["kl"] = weighted(batch, kl_T)
-    if not cfg.use_kl_loss:
-        return 0.0
-    with torch.set_grad_enabled(cfg.kl_loss_coef != 0):
-        ratio_T = ratio_to(logprobs_T, old_T) if cfg.use_unbiased_kl else None
-        kl_T = kl_estimate(logprobs_T, batch.reference_logprobs_T, cfg.kl_loss_type, ratio_T)
-    terms["kl_loss"] = weighted(batch, kl_T)
-    return cfg.kl_loss_coef * terms["kl_loss"] if cfg.kl_loss_coef != 0 else 0.0
+    if cfg.use_kl_loss:
+        with torch.set_grad_enabled(cfg.kl_loss_coef != 0):
+            ratio_T = ratio_to(logprobs_T, old_T) if cfg.use_unbiased_kl else None
+            kl_T = kl_estimate(logprobs_T, batch.reference_logprobs_T, cfg.kl_loss_type, ratio_T)
+        terms["kl_loss"] = weighted(batch, kl_T)
+    return terms
 
 
 def _engine(batch: Batch, wanted_by: str) -> "torch.Tensor":
