@@ -21,6 +21,14 @@ def test_every_single_flipped_bit_changes_the_digest(count):
     assert len(seen) == 1 + 8 * len(range(0, count, max(1, count // 16)))
 
 
+def test_an_exchange_of_two_words_changes_the_digest():
+    words = torch.arange(100_000)
+    for one, other in ((0, 1), (5, 5 + 2**14), (3, 99_999), (2**15, 2**16)):
+        turned = words.clone()
+        turned[[one, other]] = words[[other, one]]
+        assert tensor_digest(turned) != tensor_digest(words)
+
+
 def test_digest_depends_on_order_and_on_length():
     tensor = torch.arange(10, dtype=torch.int32)
     assert tensor_digest(tensor) != tensor_digest(tensor.flip(0))
@@ -42,7 +50,7 @@ def test_digest_of_a_view_that_begins_inside_a_word_is_that_of_its_copy():
 
 def test_digest_is_a_known_function_of_the_bytes():
     # so that a digest written into a checkpoint can be checked by a later version
-    assert tensor_digest(torch.arange(5, dtype=torch.int32)) == 15171123280054798539
+    assert tensor_digest(torch.arange(5, dtype=torch.int32)) == 12854529668036731221
 
 
 def test_digest_all_gives_each_name_its_own_digest():

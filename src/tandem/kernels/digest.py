@@ -5,59 +5,66 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 1 << 26  # bounds the temporaries to a few hundred MB whatever the tensor
+from tandem.kernels.device import is_fused
+
+PIECE_WORDS = 1 << 14
+"""Words whose multipliers follow from their place in the piece; 128 KB stay in a CPU's cache."""
 _ALL = (1 << 64) - 1
-_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_STEP = 0x9E3779B97F4A7C15
 
 
 def tensor_digest(tensor: Tensor) -> int:
     """A 64-bit checksum of the tensor's bytes in logical order, with one wait for the device.
 
-    The sum, modulo 2^64, of each 4-byte word times an odd multiplier hashed from its place. So it
-    is the same on every device and for every stride, a change of any one word always changes it,
-    and an exchange of two words does too (but for one chance in 2^63). Not for adversaries.
+    The sum, modulo 2^64, of the number of words and of each 8-byte word times two odd multipliers,
+    hashed from its piece and from its place in the piece. So it is the same on every device and for
+    every stride, any change of one word changes it, and an exchange of two words does too (but for
+    a vanishing chance). It guards against accidents, not against adversaries.
     """
-    return int(_digest(tensor).item()) & _ALL
+    return digest_all([("", tensor)])[""]
 
 
 def digest_all(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """The digest of every tensor by its name, with one wait for the device at the end."""
-    names, sums = [], []
+    """The digest of every tensor by its name, with one wait for the device at the end.
+
+    On CUDA one kernel reads all of them, at the speed of the memory.
+    """
+    names, words = [], []
     for name, tensor in named:
         names.append(name)
-        sums.append(_digest(tensor))
-    if not sums:
+        words.append(_words(tensor.detach()))
+    if not words:
         return {}
-    together = torch.stack([total.to(sums[0].device) for total in sums])
-    return {name: word & _ALL for name, word in zip(names, together.tolist(), strict=True)}
+    if all(is_fused(word) and word.device == words[0].device for word in words):
+        from tandem.kernels.cuda import digest as fused
 
-
-def _digest(tensor: Tensor) -> Tensor:
-    words = _words(tensor.detach())
-    total = torch.full((), words.numel(), dtype=torch.int64, device=tensor.device)
-    step = _CHUNK_BYTES // 4
-    for start in range(0, words.numel(), step):
-        part = words[start : start + step]
-        place = torch.arange(start, start + len(part), device=tensor.device)
-        total += (part.long() * _multiplier(place)).sum()
-    return total
+        sums = fused.word_sums(words)
+    else:
+        sums = torch.stack([_word_sum(word).to(words[0].device) for word in words])
+    return {name: total & _ALL for name, total in zip(names, sums.tolist(), strict=True)}
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """The tensor's bytes as int32 words, the last one filled up with zeros."""
+    """The tensor's bytes as int64 words, the last one filled up with zeros."""
     flat = tensor.contiguous().view(-1)
-    if flat.element_size() * flat.numel() % 4:
+    if flat.element_size() * flat.numel() % 8:
         flat = flat.view(torch.uint8)
-        flat = torch.cat([flat, flat.new_zeros(-flat.numel() % 4)])
-    elif flat.element_size() * flat.storage_offset() % 4:
+        flat = torch.cat([flat, flat.new_zeros(-flat.numel() % 8)])
+    elif flat.element_size() * flat.storage_offset() % 8:
         flat = flat.clone()  # a view as words must begin at a word
-    return flat.view(torch.int32)
+    return flat.view(torch.int64)
+
+
+def _word_sum(words: Tensor) -> Tensor:
+    total = torch.full((), words.numel(), dtype=torch.int64, device=words.device)
+    multiplier = _multiplier(torch.arange(PIECE_WORDS, device=words.device))
+    pieces = words.split(PIECE_WORDS)
+    for factor, piece in zip(_multiplier(torch.arange(len(pieces))).tolist(), pieces, strict=True):
+        total += factor * (piece * multiplier[: len(piece)]).sum()
+    return total
 
 
 def _multiplier(place: Tensor) -> Tensor:
-    """An odd int64 for each place (a finaliser in the manner of splitmix64)."""
-    step, first, second = (word - (1 << 64) for word in _ODD)
-    state = (place + 1) * step
-    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * first
-    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * second
-    return (state ^ ((state >> 31) & ((1 << 33) - 1))) | 1
+    """An odd int64 for each place; the shift keeps it from being linear in the place."""
+    state = (place + 1) * (_STEP - (1 << 64))
+    return (state ^ ((state >> 29) & ((1 << 35) - 1))) | 1
