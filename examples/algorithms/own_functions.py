@@ -21,7 +21,7 @@ LONGEST = 16.0
 
 def best_of_the_rest(args: Any, rollout_data: dict[str, Any]) -> None:
     """Advantages: a sample's reward less the best one among the other samples of its prompt."""
-    rewards = rollout_data["rewards"]
+    rewards = rollout_data["raw_reward"]
     group = args.n_samples_per_prompt
     found = []
     for place, (reward, length) in enumerate(

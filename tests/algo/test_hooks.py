@@ -22,11 +22,11 @@ def logprobs():
 
 def centred_over_all(args, rollout_data):
     """An advantage function: rewards less their mean over everything, scaled by a setting."""
-    mean = sum(rollout_data["rewards"]) / len(rollout_data["rewards"])
+    mean = sum(rollout_data["raw_reward"]) / len(rollout_data["raw_reward"])
     found = [
         torch.full((length,), (reward - mean) * args.favourite)
         for reward, length in zip(
-            rollout_data["rewards"], rollout_data["response_lengths"], strict=True
+            rollout_data["raw_reward"], rollout_data["response_lengths"], strict=True
         )
     ]
     rollout_data["advantages"] = rollout_data["returns"] = found
@@ -60,6 +60,8 @@ def test_it_sees_the_columns_of_the_rollout(make_group, with_columns):
         assert torch.allclose(kl, ours - reference)
     assert torch.equal(seen["values"][1], torch.from_numpy(group.values[1][2:]))
     assert seen["loss_masks"][0].tolist() == [1, 1, 1]
+    assert seen["raw_reward"] == [1.0, 0.5]
+    assert seen["rewards"] == pytest.approx([0.5**0.5, -(0.5**0.5)], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,15 @@ def test_what_it_forgets_is_said(make_group, set_to, complaint):
 
     with pytest.raises(HookError, match=complaint):
         advantage([make_group(1.0, 0.0)], AlgoConfig(), Hooks(advantage=forgetful))
+
+
+def test_a_critic_needs_the_returns_too(make_group, with_columns):
+    def half(args, rollout_data):
+        rollout_data["advantages"] = [torch.zeros(3), torch.zeros(3)]
+
+    group = with_columns(make_group(1.0, 0.0), "values")
+    with pytest.raises(HookError, match=r'setting rollout_data\["returns"\]'):
+        advantage([group], AlgoConfig(advantage_estimator="ppo"), Hooks(advantage=half))
 
 
 def test_post_processed_rewards_replace_normalisation_and_skip_missing_verdicts(make_group):

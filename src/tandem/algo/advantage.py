@@ -36,10 +36,11 @@ def advantage(
             f"--advantage-estimator {cfg.advantage_estimator} is not there; "
             f"use one of: {', '.join(ESTIMATORS)}"
         )
+    scores = _scores(groups, cfg, hooks)
     if hooks.advantage is not None:
-        estimated = hooked_advantages(groups, response_kl(groups, cfg), hooks)
+        kl = response_kl(groups, cfg)
+        estimated = hooked_advantages(groups, scores, kl, hooks, wants_returns=cfg.has_critic)
     else:
-        scores = _scores(groups, cfg, hooks)
         estimated = [
             estimator(group, scores_G, cfg) for group, scores_G in zip(groups, scores, strict=True)
         ]

@@ -128,8 +128,13 @@ def response_logprobs(
     return found
 
 
-def rollout_view(groups: Sequence[Group], kl: Sequence["torch.Tensor"]) -> dict[str, Any]:
-    """The dialect's `rollout_data`: a list with one entry a sample under each of its keys."""
+def rollout_view(
+    groups: Sequence[Group], scores: Sequence[np.ndarray], kl: Sequence["torch.Tensor"]
+) -> dict[str, Any]:
+    """The dialect's `rollout_data`: a list with one entry a sample under each of its keys.
+
+    `rewards` are the normalised ones, `raw_reward` those of the verdicts (0 where none came).
+    """
     import torch
 
     pairs = [(group, place) for group in groups for place in range(len(group.samples))]
@@ -148,8 +153,8 @@ def rollout_view(groups: Sequence[Group], kl: Sequence["torch.Tensor"]) -> dict[
             s.num_tokens - start for s, start in zip(samples, starts, strict=True)
         ],
         "loss_masks": cut([sample.sampled_T.astype(np.int32) for sample in samples]),
-        "rewards": rewards,
-        "raw_reward": list(rewards),
+        "rewards": [float(score) for scores_G in scores for score in scores_G],
+        "raw_reward": rewards,
         "rollout_log_probs": cut([sample.logprobs_T for sample in samples]),
         "kl": list(kl),
         "sample_indices": [sample.index for sample in samples],

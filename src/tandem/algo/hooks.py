@@ -44,17 +44,27 @@ class Hooks:
 NO_HOOKS = Hooks()
 
 
-def hooked_advantages(groups: Sequence[Group], kl: Sequence[Any], hooks: Hooks) -> list[Group]:
-    """The groups with what `fn(args, rollout_data)` put under "advantages" and "returns"."""
+def hooked_advantages(
+    groups: Sequence[Group],
+    scores: Sequence[np.ndarray],
+    kl: Sequence[Any],
+    hooks: Hooks,
+    *,
+    wants_returns: bool,
+) -> list[Group]:
+    """The groups with what `fn(args, rollout_data)` put under "advantages" and "returns".
+
+    `scores` are the normalised rewards `[G]` of each group. Raises HookError for what is missing.
+    """
     assert hooks.advantage is not None, "asked for advantages of a hook that is not there"
-    data = rollout_view(groups, kl)
+    data = rollout_view(groups, scores, kl)
     hooks.advantage(hooks.args, data)
-    if data.get("advantages") is None:
-        raise HookError(
-            "--custom-advantage-function-path returned without setting "
-            'rollout_data["advantages"]; wanted a list with one tensor a sample, as long as its '
-            "response"
-        )
+    for key in ("advantages", "returns") if wants_returns else ("advantages",):
+        if data.get(key) is None:
+            raise HookError(
+                f'--custom-advantage-function-path returned without setting rollout_data["{key}"]; '
+                "wanted a list with one tensor a sample, as long as its response"
+            )
     return with_advantages(groups, data["advantages"], data.get("returns"))
 
 
