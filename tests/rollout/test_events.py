@@ -40,3 +40,16 @@ def test_cancellation_that_nobody_asked_for_is_not_a_stop():
     with pytest.raises(asyncio.CancelledError):
         events.run(cancels_itself())
     events.close()
+
+
+def test_results_are_never_made_into_text():
+    class Big:
+        def __repr__(self) -> str:
+            raise AssertionError("somebody wrote a whole rollout out")
+
+    async def big() -> Big:
+        return Big()
+
+    events = EventLoop()
+    assert isinstance(events.run(big()), Big)
+    events.close()

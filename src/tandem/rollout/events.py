@@ -22,12 +22,14 @@ class EventLoop:
         if self._is_stopping:
             work.close()
             raise Stopped
+        results: list[Result] = []
         try:
-            return self._runner.run(self._watched(work))
+            self._runner.run(self._watched(work, results))
         except asyncio.CancelledError:
             if self._is_stopping:
                 raise Stopped from None
             raise
+        return results[0]
 
     def stop(self) -> None:
         """Ends the work under way at its next pause, and refuses more; for signal handlers."""
@@ -43,9 +45,11 @@ class EventLoop:
         """Cancels what is left and closes the loop."""
         self._runner.close()
 
-    async def _watched(self, work: Coroutine[Any, Any, Result]) -> Result:
+    async def _watched(self, work: Coroutine[Any, Any, Result], results: "list[Result]") -> None:
         self._task = asyncio.current_task()
         try:
-            return await work
+            # not as the task's result: the runner's way with SIGINT makes a text of that, which
+            # took half a minute for the arrays of four thousand samples
+            results.append(await work)
         finally:
             self._task = None
