@@ -20,10 +20,10 @@ def invariant_linear(
 
     For the deterministic mode: an engine that decodes few rows then agrees with a trainer that
     sees thousands. Any number of leading axes. On the CPU few rows are padded and nothing else
-    costs; on CUDA half-precision products are Triton's with one order of summation, the gradient
-    is cuBLAS's. `out_dtype` is that of `x_TD` unless given.
+    costs; on CUDA the product is Triton's with one order of summation, the gradient cuBLAS's.
+    `out_dtype` is that of `x_TD` unless given.
     """
-    if is_fused(x_TD) and x_TD.dtype != torch.float32:
+    if is_fused(x_TD):
         from tandem.kernels.cuda import linear as fused
 
         return fused.invariant_linear(x_TD, weight_OD, bias_O, out_dtype or x_TD.dtype)

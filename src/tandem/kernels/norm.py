@@ -7,9 +7,9 @@ from tandem.kernels.device import is_fused
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """The rows of `x_TD` divided by their root mean square, times `weight_D`, in `x_TD.dtype`.
+    """The rows of `x_TD` divided by their root mean square, times `weight_D`, in `weight_D.dtype`.
 
-    Statistics are fp32; the normalised row is rounded to `x_TD.dtype` before the weight multiplies
+    Statistics are fp32; the normalised row is rounded to that dtype before the weight multiplies
     it, as Hugging Face decoders do. Any number of leading axes. The bits of a row do not depend on
     the other rows. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
@@ -25,7 +25,11 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def add_rms_norm(
     x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The norm of `x_TD + residual_TD` and that sum, both in `x_TD.dtype`."""
+    """The norm of `x_TD + residual_TD` in `weight_D.dtype`, and that sum in the wider dtype.
+
+    A residual in fp32 is not rounded at every sum: two forward passes whose products differ in
+    their last bits then stay several times closer to each other.
+    """
     if is_fused(x_TD):
         from tandem.kernels.cuda import norm as fused
 
@@ -66,4 +70,4 @@ def norm_gradient(scaled_TD: Tensor, normal_TD: Tensor, inverse_T: Tensor) -> Te
 def _normalise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide_TD = x_TD.float()
     inverse_T = (wide_TD.square().mean(-1, keepdim=True) + eps).rsqrt_()
-    return (wide_TD * inverse_T).to(x_TD.dtype).mul_(weight_D.to(x_TD.dtype)), inverse_T
+    return (wide_TD * inverse_T).to(weight_D.dtype).mul_(weight_D), inverse_T

@@ -31,9 +31,9 @@ def write_cache(
     A negative slot is not written. Slots must differ from each other.
     """
     if is_fused(k_TKH):
-        from tandem.kernels.cuda import paged as fused
+        from tandem.kernels.cuda import cache
 
-        fused.write_cache(k_TKH, v_TKH, k_cache, v_cache, slots_T)
+        cache.write_cache(k_TKH, v_TKH, k_cache, v_cache, slots_T)
         return
     if bool((slots_T < 0).any()):
         is_real_T = slots_T >= 0

@@ -22,7 +22,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x_TD, weight_OD, bias_O, out_dtype):
         ctx.save_for_backward(x_TD, weight_OD)
         ctx.bias_dtype = None if bias_O is None else bias_O.dtype
-        return _product(x_TD, weight_OD, bias_O, out_dtype)
+        return product(x_TD, weight_OD, bias_O, out_dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -35,24 +35,34 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
-def _product(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None, out_dtype) -> Tensor:
+def product(
+    x_TD: Tensor,
+    weight_OD: Tensor,
+    bias_O: Tensor | None,
+    out_dtype: torch.dtype,
+    tile: dict[str, int] | None = None,
+) -> Tensor:
+    """`x_TD @ weight_OD.T + bias_O`, without autograd; `tile` as `_tile` gives it."""
     x = x_TD.reshape(-1, x_TD.shape[-1])
     (rows, inner), outputs = x.shape, len(weight_OD)
     assert x.stride(1) == 1 and weight_OD.stride(1) == 1, "rows of a product must be contiguous"
     y = x.new_empty(rows, outputs, dtype=out_dtype)
-    tile = _tile(rows)
+    tile = tile or _tile(rows, x.dtype)
     if y.numel():
         grid = (triton.cdiv(rows, tile["TILE_T"]) * triton.cdiv(outputs, tile["TILE_O"]),)
         _product_tile[grid](
             x, weight_OD, bias_O, y, rows, outputs, inner, x.stride(0), weight_OD.stride(0),
-            HAS_BIAS=bias_O is not None, IS_EVEN=inner % tile["TILE_D"] == 0, **tile,
+            HAS_BIAS=bias_O is not None, IS_EVEN=inner % tile["TILE_D"] == 0,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **tile,
         )  # fmt: skip
     return y.view(*x_TD.shape[:-1], outputs)
 
 
-def _tile(rows: int) -> dict[str, int]:
+def _tile(rows: int, dtype: torch.dtype) -> dict[str, int]:
     """Tile sizes for a number of rows. At least 64 rows a tile, so that every one is wgmma's."""
-    if rows <= 64:
+    if dtype == torch.float32:
+        sizes, warps, stages = (64, 64, 32), 4, 3
+    elif rows <= 64:
         sizes, warps, stages = (64, 64, 128), 4, 4
     elif rows <= 512:
         sizes, warps, stages = (128, 64, 64), 4, 4
@@ -66,7 +76,7 @@ def _tile(rows: int) -> dict[str, int]:
 def _product_tile(
     x_ptr, weight_ptr, bias_ptr, y_ptr, rows, outputs, inner, x_stride, weight_stride,
     TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_D: tl.constexpr, HAS_BIAS: tl.constexpr,
-    IS_EVEN: tl.constexpr, TOGETHER: tl.constexpr = 8,
+    IS_EVEN: tl.constexpr, PRECISION: tl.constexpr, TOGETHER: tl.constexpr = 8,
 ):  # fmt: skip
     # tiles of some rows before those of the next, so that their inputs are found in the L2 cache
     num_t, num_o = tl.cdiv(rows, TILE_T), tl.cdiv(outputs, TILE_O)
@@ -82,11 +92,11 @@ def _product_tile(
     total = tl.zeros((TILE_T, TILE_O), dtype=tl.float32)
     for start in range(0, inner, TILE_D):
         if IS_EVEN:
-            total = tl.dot(tl.load(x), tl.load(weight), total)
+            total = tl.dot(tl.load(x), tl.load(weight), total, input_precision=PRECISION)
         else:
             x_tile = tl.load(x, mask=(start + d)[None, :] < inner, other=0.0)
             weight_tile = tl.load(weight, mask=(start + d)[:, None] < inner, other=0.0)
-            total = tl.dot(x_tile, weight_tile, total)
+            total = tl.dot(x_tile, weight_tile, total, input_precision=PRECISION)
         x += TILE_D
         weight += TILE_D
     if HAS_BIAS:

@@ -30,8 +30,9 @@ class _Norm(torch.autograd.Function):
         x = x_TD.reshape(-1, x_TD.shape[-1])
         residual = None if residual_TD is None else residual_TD.reshape(x.shape)
         rows, width = x.shape
-        y, inverse = x.new_empty(x.shape), x.new_empty(rows, dtype=torch.float32)
-        total = None if residual is None else x.new_empty(x.shape)
+        y = x.new_empty(x.shape, dtype=weight_D.dtype)
+        inverse = x.new_empty(rows, dtype=torch.float32)
+        total = None if residual is None else residual.new_empty(x.shape)
         if rows:
             _forward[(rows,)](
                 x, residual, weight_D, y, total, inverse, width, x.stride(0),
@@ -39,7 +40,7 @@ class _Norm(torch.autograd.Function):
                 HAS_RESIDUAL=residual is not None, **_shape(width),
             )  # fmt: skip
         ctx.save_for_backward(x if total is None else total, weight_D, inverse)
-        ctx.shape = x_TD.shape
+        ctx.shape, ctx.branch_dtype = x_TD.shape, x_TD.dtype
         ctx.mark_non_differentiable(inverse)
         ctx.set_materialize_grads(False)
         return y.view(x_TD.shape), None if total is None else total.view(x_TD.shape), inverse
@@ -53,17 +54,22 @@ class _Norm(torch.autograd.Function):
         grad = grad.reshape(rows, width)
         extra = None if grad_total is None else grad_total.reshape(rows, width)
         grad_x = x.new_empty(rows, width)
+        # the sum may be wider than what was added to it, which gets a gradient in its own dtype
+        is_wider = x.dtype != ctx.branch_dtype
+        branch = x.new_empty(rows, width, dtype=ctx.branch_dtype) if is_wider else None
         programs = min(rows, num_programs(x.device, _PROGRAMS_PER_SM))
         partial = x.new_zeros(max(1, programs), width, dtype=torch.float32)
         if rows:
             _backward[(programs,)](
-                grad, extra, x, weight, inverse, grad_x, partial, rows, width, x.stride(0),
-                grad.stride(0), 0 if extra is None else extra.stride(0),
-                HAS_EXTRA=extra is not None, **_shape(width),
+                grad, extra, x, weight, inverse, grad_x, branch, partial, rows, width,
+                x.stride(0), grad.stride(0), 0 if extra is None else extra.stride(0),
+                HAS_EXTRA=extra is not None, IS_WIDER=is_wider, **_shape(width),
             )  # fmt: skip
         grad_x = grad_x.view(ctx.shape)
+        grad_branch = grad_x if branch is None else branch.view(ctx.shape)
         has_residual = ctx.needs_input_grad[1]
-        return grad_x, grad_x if has_residual else None, partial.sum(0).to(weight.dtype), None
+        grad_weight = partial.sum(0).to(weight.dtype)
+        return grad_branch, grad_x if has_residual else None, grad_weight, None
 
 
 def _shape(width: int) -> dict[str, int]:
@@ -82,22 +88,25 @@ def _forward(
     x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0)
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + row * residual_stride + column, mask=inside, other=0.0)
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
-        tl.store(total_ptr + row * width + column, x, mask=inside)
-    wide = x.to(tl.float32)
+        total = (x.to(tl.float32) + residual.to(tl.float32)).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + row * width + column, total, mask=inside)
+        wide = total.to(tl.float32)
+    else:
+        wide = x.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
     tl.store(inverse_ptr + row, inverse)
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(x.dtype)
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
     # rounded before the weight, as Hugging Face decoders do
-    normal = (wide * inverse).to(x.dtype)
-    y = (normal.to(tl.float32) * weight.to(tl.float32)).to(x.dtype)
+    normal = (wide * inverse).to(weight.dtype)
+    y = (normal.to(tl.float32) * weight.to(tl.float32)).to(weight.dtype)
     tl.store(y_ptr + row * width + column, y, mask=inside)
 
 
 @triton.jit
 def _backward(
-    grad_ptr, extra_ptr, x_ptr, weight_ptr, inverse_ptr, grad_x_ptr, partial_ptr, rows, width,
-    x_stride, grad_stride, extra_stride, HAS_EXTRA: tl.constexpr, BLOCK: tl.constexpr,
+    grad_ptr, extra_ptr, x_ptr, weight_ptr, inverse_ptr, grad_x_ptr, branch_ptr, partial_ptr, rows,
+    width, x_stride, grad_stride, extra_stride,
+    HAS_EXTRA: tl.constexpr, IS_WIDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -120,4 +129,7 @@ def _backward(
         tl.store(
             grad_x_ptr + row * width + column, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside
         )
+        if IS_WIDER:
+            narrow = grad_x.to(branch_ptr.dtype.element_ty)
+            tl.store(branch_ptr + row * width + column, narrow, mask=inside)
     tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * width + column, grad_weight, mask=inside)

@@ -1,4 +1,4 @@
-"""The paged cache in Triton: writing, and decode attention over it.
+"""Decode attention over the paged cache in Triton, in chunks of a fixed number of tokens.
 
 Decode is bound by reading keys and values. Work is cut into chunks of a fixed number of tokens, so
 that the bits of a row depend on the row alone; a fixed number of programs walks over (sequence,
@@ -32,19 +32,6 @@ class Tiling(NamedTuple):
 ROW_TILING = Tiling()
 GROUP_TILING = Tiling()
 _GROUP_QUERIES = 64  # query heads of a group that meet a tile of keys at once
-
-
-def write_cache(
-    k_TKH: Tensor, v_TKH: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor
-) -> None:
-    """As `paged.write_cache`."""
-    if len(slots_T) == 0:
-        return
-    size = k_TKH[0].numel()
-    _write[(len(slots_T),)](
-        k_TKH.contiguous(), v_TKH.contiguous(), k_cache, v_cache, slots_T, size,
-        BLOCK=triton.next_power_of_2(size), num_warps=4,
-    )  # fmt: skip
 
 
 def paged_attention(
@@ -197,19 +184,6 @@ def merge_parts(
         HAS_PREFIX=prefix is not None, num_warps=4,
     )  # fmt: skip
     return result
-
-
-@triton.jit
-def _write(k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, slots_ptr, size, BLOCK: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + token).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    mask = (column < size) & (slot >= 0)
-    dtype = k_cache_ptr.dtype.element_ty
-    k = tl.load(k_ptr + token * size + column, mask=mask)
-    tl.store(k_cache_ptr + slot * size + column, k.to(dtype), mask=mask)
-    v = tl.load(v_ptr + token * size + column, mask=mask)
-    tl.store(v_cache_ptr + slot * size + column, v.to(dtype), mask=mask)
 
 
 @triton.jit
