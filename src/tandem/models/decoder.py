@@ -154,7 +154,9 @@ class Decoder(nn.Module):
             x_TD, residual_TD = run(x_TD, None, first, last)
             return x_TD + residual_TD
 
-        x_TD, residual_TD = self.embed(tokens_T), None
+        # the stream that layers add to is fp32: rounded at every sum, the forward passes of trainer
+        # and engine would drift apart
+        x_TD, residual_TD = self.embed(tokens_T).float(), None
         if recompute is None or not torch.is_grad_enabled():
             x_TD, residual_TD = run(x_TD, residual_TD, 0, len(self.layers))
         else:

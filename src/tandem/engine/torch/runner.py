@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tandem.contracts import Attend
 from tandem.engine.torch.attend import (
@@ -23,8 +22,7 @@ from tandem.engine.torch.attend import (
 from tandem.engine.torch.graphs import DecodeGraphs
 from tandem.engine.torch.grouping import find_groups, suffixes
 from tandem.engine.torch.virtual import VirtualMemory
-from tandem.kernels.head import token_logprobs
-from tandem.kernels.linear import invariant_linear
+from tandem.kernels.head import head_logits, token_logprobs
 from tandem.kernels.sample import choose_tokens, uniform
 from tandem.models.decoder import Decoder
 
@@ -271,8 +269,7 @@ class Runner:
         # what no row asks for is not looked at: a restriction costs milliseconds at 150k tokens
         top_p_R = self._tensor(draws.top_p_R) if (draws.top_p_R < 1).any() else None
         cut_R = top_k_R if (draws.integers_R6[:, 1] > 0).any() else None
-        linear = invariant_linear if self._is_deterministic else functional.linear
-        logits_RV = linear(hidden_RD, self.decoder.head_weight)
+        logits_RV = head_logits(hidden_RD, self.decoder.head_weight, self._is_deterministic)
         u_R = uniform(seed_R, prompt_R, sample_R, place_R)
         how = (u_R, temperature_R, top_p_R, cut_R)
         if draws.forbidden is None:
