@@ -1,4 +1,4 @@
-"""Writes the games: secrets to train and evaluate on, and random play for a first warm-up.
+"""Writes the games: secrets to train and evaluate on, and careless play for a warm-up.
 
 python examples/openai_agent/games.py --out runs/agent/data
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent import HIGHEST, MAX_GUESSES, TASK, hint
 
-NUM_WARMUP = 4096
+NUM_WARMUP = 16384
 NUM_TRAIN = 900
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     draw = random.Random(options.seed)
-    games = ({"messages": random_game(draw)} for _ in range(NUM_WARMUP))
+    games = ({"messages": careless_game(draw)} for _ in range(NUM_WARMUP))
     write(options.out / "warmup.jsonl", games)
     write(options.out / "train.jsonl", map(asked, draw.choices(range(1, HIGHEST + 1), k=NUM_TRAIN)))
     write(options.out / "secrets.jsonl", map(asked, range(1, HIGHEST + 1)))
@@ -34,16 +34,21 @@ def asked(secret: int) -> dict:
     return {"prompt": [{"role": "user", "content": TASK}], "label": str(secret)}
 
 
-def random_game(draw: random.Random) -> list[dict]:
-    """A game of somebody who does not listen: every guess is drawn anew."""
+def careless_game(draw: random.Random) -> list[dict]:
+    """A game of somebody who listens to half of the hints and guesses anything else."""
     secret = draw.randint(1, HIGHEST)
     messages = [{"role": "user", "content": TASK}]
+    low, high = 1, HIGHEST
     for number in range(MAX_GUESSES):
-        guess = draw.randint(1, HIGHEST)
+        guess = draw.randint(low, high) if draw.random() < 0.5 else draw.randint(1, HIGHEST)
         messages.append({"role": "assistant", "content": str(guess)})
         if guess == secret or number == MAX_GUESSES - 1:
             break
         messages.append({"role": "user", "content": hint(str(guess), secret)})
+        if guess < secret:
+            low = max(low, guess + 1)
+        else:
+            high = min(high, guess - 1)
     return messages
 
 

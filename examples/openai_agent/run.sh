@@ -29,14 +29,14 @@ WARMUP_ARGS=(
    --rollout-function-path slime.rollout.sft_rollout.generate_rollout
    --loss-type sft_loss --loss-mask-type qwen --calculate-per-token-loss
    --disable-compute-advantages-and-returns
-   --num-rollout 40 --rollout-batch-size 64 --global-batch-size 64 --rollout-shuffle
+   --num-rollout 120 --rollout-batch-size 128 --global-batch-size 128 --rollout-shuffle
    --lr 2e-3 --lr-decay-style constant --lr-warmup-iters 10
 )
 AGENT_ARGS=(
    --custom-generate-function-path examples.openai_agent.trained.generate
    --prompt-data "$RUN/data/train.jsonl" --input-key prompt --label-key label
    --apply-chat-template --rollout-shuffle --rollout-max-response-len 64
-   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size 20 --n-samples-per-prompt 16
+   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size 15 --n-samples-per-prompt 16
    --num-steps-per-rollout 1 --rollout-temperature 1.0
    --eval-prompt-data secrets "$RUN/data/secrets.jsonl" --eval-interval 20
    --n-samples-per-eval-prompt 32
@@ -50,10 +50,10 @@ echo "== games, and a model from nothing"
 "$PYTHON" examples/openai_agent/games.py --out "$RUN/data"
 "$PYTHON" examples/small_model.py --texts "$RUN/data/warmup.jsonl" --out "$RUN/base"
 
-echo "== warm-up: random guesses, so that the model knows how the game is written"
+echo "== warm-up: careless games, so that the model knows how one is written"
 "$PYTHON" train.py "${MODEL_ARGS[@]}" "${SHARED_ARGS[@]}" "${WARMUP_ARGS[@]}" \
-   --hf-checkpoint "$RUN/base" --save "$RUN/warmup" --save-interval 40
-"$PYTHON" tools/convert_torch_dist_to_hf.py --input-dir "$RUN/warmup/iter_0000039" \
+   --hf-checkpoint "$RUN/base" --save "$RUN/warmup" --save-interval 120
+"$PYTHON" tools/convert_torch_dist_to_hf.py --input-dir "$RUN/warmup/iter_0000119" \
    --output-dir "$RUN/warmup_hf" --origin-hf-dir "$RUN/base"
 
 echo "== the agent plays, and the model behind its endpoint learns"
