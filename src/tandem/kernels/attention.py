@@ -1,7 +1,9 @@
 """Causal attention over a packed row of sequences."""
 
 import functools
+import inspect
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,8 +38,10 @@ def _varlen(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, longe
     """FlashAttention 2, which torch brings along."""
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds = (bounds_S, bounds_S, longest, longest)
-    return varlen_attn(q_TNH, k_TKH, v_TKH, *bounds, scale=scale, window_size=(-1, 0))
+    how = {"scale": scale, "window_size": (-1, 0)}  # -1, 0: causal
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 never asks
+        how["enable_gqa"] = True
+    return varlen_attn(q_TNH, k_TKH, v_TKH, bounds_S, bounds_S, longest, longest, **how)
 
 
 def _by_length(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, scale) -> Tensor:
@@ -50,7 +54,7 @@ def _by_length(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, sc
     q, k, v = (_reorder(x, order_T) for x in (q_TNH, k_TKH, v_TKH))
     sizes = [count * length for count, length in calls]
     parts = [
-        _causal(*(x.unflatten(0, call) for x in piece), scale).flatten(0, 1)
+        _causal(piece, call, scale)
         for call, *piece in zip(calls, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
     ]
     return _reorder(torch.cat(parts) if len(parts) > 1 else parts[0], back_T)
@@ -60,8 +64,9 @@ def _reorder(x: Tensor, index_T: Tensor | None) -> Tensor:
     return x if index_T is None else x.index_select(0, index_T.to(x.device))
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """Causal attention of `[S, t, heads, H]`."""
+def _causal(piece: Sequence[Tensor], shape: tuple[int, int], scale: float | None) -> Tensor:
+    """Causal attention of queries, keys and values of (sequences, length), laid end to end."""
+    q, k, v = (x.unflatten(0, shape) for x in piece)
     out = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -70,7 +75,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         scale=scale,
         enable_gqa=q.shape[2] != k.shape[2],
     )
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 @functools.lru_cache(maxsize=64)

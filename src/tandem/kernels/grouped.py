@@ -30,15 +30,17 @@ def grouped_paged_attention(
     if is_fused(q_RNH) and q_RNH.shape[-1] in DECODE_HEADS:
         from tandem.kernels.cuda import decode
 
-        prefix = (prefix_table_GB, prefix_lengths_G, group_bounds_G)
-        suffix = (suffix_table_RB, suffix_lengths_R)
-        return decode.grouped_paged_attention(q_RNH, k_cache, v_cache, *prefix, *suffix, scale)
+        groups = (prefix_table_GB, prefix_lengths_G, group_bounds_G)
+        rows = (suffix_table_RB, suffix_lengths_R)
+        return decode.grouped_paged_attention(q_RNH, k_cache, v_cache, *groups, *rows, scale)
     scale = q_RNH.shape[-1] ** -0.5 if scale is None else scale
     shape = (k_cache.shape[2], -1)
     q = (q_RNH * scale).unflatten(1, shape)  # [R, K, N/K, H]
-    prefix = _prefix(q, k_cache, v_cache, prefix_table_GB, prefix_lengths_G, group_bounds_G)
-    suffix = _suffix(q, k_cache, v_cache, suffix_table_RB, suffix_lengths_R)
-    return merge(*prefix, *suffix).to(q_RNH.dtype).flatten(1, 2)
+    prefix, prefix_lse = _prefix(
+        q, k_cache, v_cache, prefix_table_GB, prefix_lengths_G, group_bounds_G
+    )
+    suffix, suffix_lse = _suffix(q, k_cache, v_cache, suffix_table_RB, suffix_lengths_R)
+    return merge(prefix, prefix_lse, suffix, suffix_lse).to(q_RNH.dtype).flatten(1, 2)
 
 
 def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> Tensor:

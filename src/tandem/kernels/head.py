@@ -107,7 +107,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logits = head_logits(hidden_TD[rows], weight_VD, ask.invariant)
             target = targets_T[rows]
             logprobs_T[rows], full_lse_T[rows], entropy = _row_logprobs(logits, target, ask)
-            if entropy_T is not None:
+            if entropy_T is not None and entropy is not None:
                 entropy_T[rows] = entropy
             if starts_T is not None:
                 _mask(logits, target, ids_M, starts_T, rows)
@@ -136,7 +136,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 out = grad_logits[rows.start - block.start : rows.stop - block.start]
                 _logits_gradient(saved, ctx.ask, rows, *grads, out)
             part = grad_logits[: block.stop - block.start]
-            if needs_hidden:
+            if grad_hidden_TD is not None:
                 torch.mm(part, weight_VD, out=grad_hidden_TD[block])
             if needs_weight:
                 grad_weight_VD = _accumulate(grad_weight_VD, part, hidden_TD[block])
@@ -189,16 +189,17 @@ def _logits_gradient(
         fused.logits_gradient(logits, *columns, out)
         return
     logits.mul_(ask.inverse)
-    if grad_entropy is not None:
+    pull = None
+    if entropy is not None and grad_entropy is not None:
         # dH / dx = -p (log p + H)
         logp = logits - saved.full_lse_T[rows, None]
         pull = logp.exp().mul_(logp.add_(entropy[:, None])).mul_(grad_entropy[:, None])
-    if saved.starts_T is not None:
+    if saved.ids_M is not None and saved.starts_T is not None:
         _mask(logits, target, saved.ids_M, saved.starts_T, rows)
     # d log p[target] / dx = onehot - p
     grad_logits = logits.sub_(saved.lse_T[rows, None]).exp_().mul_(-grad[:, None])
     grad_logits.scatter_add_(1, target[:, None], grad[:, None])
-    if grad_entropy is not None:
+    if pull is not None:
         grad_logits.sub_(pull)
     out.copy_(grad_logits.mul_(ask.inverse))
 

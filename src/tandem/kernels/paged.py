@@ -93,8 +93,8 @@ def paged_prefill_attention(
     if is_flash and has_flash_attention_4():
         from tandem.kernels.cuda import flash
 
-        rows = (bounds_R, table_RB, lengths_R)
-        return flash.paged_prefill_attention(q_TNH, k_cache, v_cache, *rows, longest_query, scale)
+        where = (bounds_R, table_RB, lengths_R)
+        return flash.paged_prefill_attention(q_TNH, k_cache, v_cache, *where, longest_query, scale)
     out_TNH = torch.empty_like(q_TNH)
     bounds = bounds_R.tolist()
     calls: dict[tuple[int, int], list[int]] = {}

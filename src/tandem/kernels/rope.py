@@ -121,7 +121,7 @@ def _split(qkv_TC, q_norm_H, k_norm_H, angles, shape, eps):
     for start in range(0, len(heads), step):
         rows = slice(start, start + step)
         turning = heads[rows, :, :-1].float()  # [t, K, N/K + 1, H]
-        if weight is not None:
+        if weight is not None and inverse is not None:
             inverse[rows] = (turning.square().mean(-1, keepdim=True) + eps).rsqrt_()
             turning = (turning * inverse[rows]).to(qkv_TC.dtype).mul_(weight).float()
         turned = _turn(turning, *(x[rows] for x in angles))

@@ -84,9 +84,8 @@ class _Parts:
 
     def __init__(self, q_RNH: Tensor, num_slots: int) -> None:
         rows, heads, size = q_RNH.shape
-        fresh = {"dtype": torch.float32, "device": q_RNH.device}
-        self.out = torch.empty(rows, num_slots, heads, size, **fresh)
-        self.lse = torch.empty(rows, num_slots, heads, **fresh)
+        self.out = q_RNH.new_empty((rows, num_slots, heads, size), dtype=torch.float32)
+        self.lse = q_RNH.new_empty((rows, num_slots, heads), dtype=torch.float32)
 
     def from_slot(self, slot: int) -> "_Parts":
         view = object.__new__(_Parts)
