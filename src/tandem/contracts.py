@@ -49,8 +49,8 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats: ...
 
-    def state_digest(self) -> Mapping[str, int]:
-        """A digest of every tensor it samples with, by Hugging Face name."""
+    def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
+        """A digest of every tensor it samples with, by Hugging Face name, or as it is stored."""
 
     def canary(self, tokens_T: "np.ndarray") -> "np.ndarray":
         """Log-probs of a fixed sequence through the path that samples, `[T]`, 0 at the first."""

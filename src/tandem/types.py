@@ -177,7 +177,8 @@ class Weights:
 
     `named` may be walked once. `is_shared` says that the receiver already reads this storage, so
     nothing has to be copied. An engine that took the weights must show the same digests and, up
-    to the precision it computes in, the same canary.
+    to the precision it computes in, the same canary. Digests go by Hugging Face names, or, of
+    shared storage, by the names that its owner gives the tensors as they lie.
     """
 
     version: int

@@ -379,7 +379,8 @@ def test_weights_are_the_storage_under_hugging_face_names(make_trainer):
     assert {name: tuple(tensor.shape) for name, tensor in named.items()} == shapes
     embedding = trainer._decoder.embed.weight
     assert named["model.embed_tokens.weight"].data_ptr() == embedding.data_ptr()
-    assert set(weights.digests) == set(named)
+    # storage that is shared is proved as it lies
+    assert set(weights.digests) == {name for name, _ in trainer._decoder.named_parameters()}
 
 
 def test_the_canary_is_the_models_own_word(make_trainer):

@@ -167,7 +167,23 @@ def device_of(cfg: Config) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if cfg.cluster.device == "cuda" and not has_cuda:
         raise ConfigError("--device cuda: this machine shows no CUDA device; set --device cpu")
-    return torch.device("cuda" if has_cuda and cfg.cluster.device != "cpu" else "cpu")
+    device = torch.device("cuda" if has_cuda and cfg.cluster.device != "cpu" else "cpu")
+    if device.type == "cuda" and cfg.engine.deterministic_mode:
+        sum_in_one_order()
+    return device
+
+
+def sum_in_one_order() -> None:
+    """Makes CUDA products and gradients give the same bits whatever is batched together.
+
+    cuBLAS splits the inner axis of some products when they have few rows; without that, a token's
+    bits were the same for every number of rows tried on an H200.
+    """
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def dtype_name(decoder: Decoder) -> str:

@@ -18,7 +18,8 @@ def failures_of(engine: Engine, name: str, weights: Weights, dtype: str) -> list
     if version != weights.version:
         failures.append(f"{name} reports weight version {version}, not {weights.version}")
     if weights.digests is not None:
-        failures += _digest_failures(name, weights.digests, engine.state_digest())
+        held = engine.state_digest(as_stored=weights.is_shared)
+        failures += _digest_failures(name, weights.digests, held)
     if weights.canary is not None:
         failures += _canary_failures(name, weights.canary, engine, dtype)
     return failures

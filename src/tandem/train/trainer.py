@@ -177,7 +177,7 @@ class LocalTrainer:
             version=version,
             named=self._named(),
             is_shared=True,
-            digests=digest_all(self._named()),
+            digests=digest_all((name, p.detach()) for name, p in self._decoder.named_parameters()),
             canary=canary(self._decoder),
         )
 

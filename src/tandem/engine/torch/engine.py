@@ -189,10 +189,10 @@ class TorchEngine:
             is_asleep=not self._runner.is_allocated,
         )
 
-    def state_digest(self) -> Mapping[str, int]:
-        """A digest of every tensor it samples with, by Hugging Face name."""
+    def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
+        """A digest of every tensor it samples with, by Hugging Face name, or as it is stored."""
         named = self._decoder.named_parameters()
-        return digest_all(to_hugging_face(self._decoder.shape, named))
+        return digest_all(named if as_stored else to_hugging_face(self._decoder.shape, named))
 
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """The log-prob of each token given those before it, `[T]`, 0 at the first; through the
