@@ -24,15 +24,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--digits", type=int, default=NUM_DIGITS, help="of each number")
     options = parser.parse_args()
-    for name, rows in datasets(options.seed).items():
+    for name, rows in datasets(options.seed, options.digits).items():
         write_rows(options.out / f"{name}.jsonl", rows)
         print(f"{options.out / name}.jsonl: {len(rows)} rows")
 
 
-def datasets(seed: int) -> dict[str, list[dict[str, Any]]]:
+def datasets(seed: int, digits: int = NUM_DIGITS) -> dict[str, list[dict[str, Any]]]:
     """The rows of each data set; the same seed gives the same rows."""
-    numbers = distinct_numbers(sum(SIZES.values()), seed)
+    numbers = distinct_numbers(sum(SIZES.values()), seed, digits)
     starts = [sum(list(SIZES.values())[:i]) for i in range(len(SIZES))]
     chosen = {
         name: numbers[start : start + size]
@@ -44,12 +45,12 @@ def datasets(seed: int) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def distinct_numbers(count: int, seed: int) -> list[str]:
+def distinct_numbers(count: int, seed: int, digits: int) -> list[str]:
     """`count` different numbers in random order, by rejection of what was drawn before."""
     draw = random.Random(seed)
     numbers: dict[str, None] = {}
     while len(numbers) < count:
-        numbers["".join(draw.choices(DIGITS, k=NUM_DIGITS))] = None
+        numbers["".join(draw.choices(DIGITS, k=digits))] = None
     return list(numbers)
 
 
