@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the agent of agent.py, which knows the official `openai` client and nothing of training, to
-# find a number by listening to hints. A small model from nothing, a few minutes on two CPU cores.
+# find a number by listening to hints. A small model from nothing, on two CPU cores.
 #
 #   make setup
 #   bash examples/openai_agent/run.sh [flags that win over those of the last step]
