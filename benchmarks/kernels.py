@@ -244,13 +244,19 @@ def head_rows(hidden: Tensor, weight: Tensor) -> Iterator[Row]:
     peak = (torch.cuda.max_memory_allocated() - before) / 2**30
     floor_s, note = flops / w1.MATMUL_FLOPS, f"peak {peak:.2f} GiB, 0.25 the timer's"
     yield Row(f"token_logprobs {tokens} forward", ms=ms, floor_s=floor_s, note=note)
-    logprobs, _ = head.token_logprobs(hidden, weight, targets)
-    grad = torch.randn_like(logprobs)
-    torch.cuda.reset_peak_memory_stats()
-    ms = plain_ms(lambda: gradients([logprobs], [hidden, weight], [grad]), 3)
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**30
-    note = f"peak {peak:.2f} GiB, gradients of {(hidden.numel() + weight.numel()) / 2**29:.2f}"
-    yield Row(f"token_logprobs {tokens} backward", ms=ms, floor_s=3 * floor_s, note=note)
+    grad = torch.randn(tokens, device=DEVICE)
+    for keep_bytes in (0, 3 << 30):
+
+        def both(keep_bytes: int = keep_bytes) -> list[Tensor]:
+            logprobs, _ = head.token_logprobs(hidden, weight, targets, keep_bytes=keep_bytes)
+            return list(torch.autograd.grad([logprobs], [hidden, weight], [grad]))
+
+        torch.cuda.reset_peak_memory_stats()
+        ms = plain_ms(both, 3)
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+        size = (hidden.numel() + weight.numel()) / 2**29
+        note = f"peak {peak:.2f} GiB, gradients of {size:.2f}, kept {keep_bytes >> 30}"
+        yield Row(f"token_logprobs {tokens} and backward", ms=ms, floor_s=3 * floor_s, note=note)
 
 
 def linear_section(is_sweep: bool) -> Iterator[Row]:

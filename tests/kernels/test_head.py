@@ -33,6 +33,24 @@ def test_chunked_logprobs_and_gradients_equal_the_plain_formula(chunk, temperatu
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept_rows", [1, 20, 37, 1000])
+def test_kept_logprobs_change_nothing_but_the_work(kept_rows):
+    hidden, weight, targets = _case()
+    grads = torch.randn(2, len(targets))
+
+    def gradients(scores):
+        return torch.autograd.grad(scores, (hidden, weight), tuple(grads), retain_graph=True)
+
+    how = {"temperature": 0.9, "chunk": 8, "entropy_needs_grad": True}
+    plain = token_logprobs(hidden, weight, targets, **how)
+    kept = token_logprobs(hidden, weight, targets, **how, keep_bytes=kept_rows * 53 * 4)
+    assert torch.equal(kept[0], plain[0])
+    wanted = gradients(plain)
+    for found in (gradients(kept), gradients(kept)):  # the second time they are computed again
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_entropy_has_a_gradient_only_when_asked():
     hidden, weight, targets = _case()
     logprobs, entropy = token_logprobs(hidden, weight, targets, 0.9, 8, want_entropy=True)
@@ -55,7 +73,7 @@ def test_entropy_gradient_equals_the_plain_formula():
 
 def test_bf16_stays_close_to_fp32():
     hidden, weight, targets = _case(dtype=torch.bfloat16)
-    logprobs, _ = token_logprobs(hidden, weight, targets, chunk=8)
+    logprobs, _ = token_logprobs(hidden, weight, targets, chunk=8, keep_bytes=20 * 53 * 2)
     wide = [x.detach().float().requires_grad_() for x in (hidden, weight)]
     wanted, _ = _plain(*wide, targets)
     torch.testing.assert_close(logprobs, wanted, rtol=0.02, atol=0.05)

@@ -1,6 +1,7 @@
 """Log-probs of given tokens, straight from hidden states, without a `[T, V]` tensor in fp32."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ def token_logprobs(
     entropy_needs_grad: bool = False,
     top_mask: TopMask | None = None,
     invariant: bool = False,
+    keep_bytes: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs `[T]` of `targets_T`, and the entropy `[T]` in nats when asked for, both fp32.
 
@@ -39,7 +41,9 @@ def token_logprobs(
     below 1. The entropy has a gradient only if `entropy_needs_grad`. With `top_mask`, a row that
     names any tokens is normalised over these and its target alone; the entropy never is.
     `invariant` makes the bits of a row independent of the other rows, and equal to those of
-    `choose_tokens` on `head_logits(..., invariant=True)`.
+    `choose_tokens` on `head_logits(..., invariant=True)`. With `keep_bytes`, the first rows whose
+    log-probs of all tokens fit in so much memory, in the dtype of `hidden_TD`, keep them for the
+    backward pass, which is spared a quarter of its products.
     """
     ask = _Ask(
         inverse=float(torch.tensor(1.0, device="cpu") / torch.tensor(temperature, device="cpu")),
@@ -47,6 +51,7 @@ def token_logprobs(
         want_entropy=want_entropy or entropy_needs_grad,
         entropy_needs_grad=entropy_needs_grad,
         invariant=invariant,
+        keep_rows=keep_bytes // (len(weight_VD) * hidden_TD.element_size()),
     )
     ids_M, starts_T = top_mask if top_mask is not None else (None, None)
     logprobs_T, entropy_T = _TokenLogprobs.apply(
@@ -74,6 +79,12 @@ class _Ask:
     want_entropy: bool
     entropy_needs_grad: bool
     invariant: bool
+    keep_rows: int
+
+    def num_kept(self, num_rows: int) -> int:
+        """Whole chunks, so that what is kept does not change what is computed together."""
+        whole = self.keep_rows - self.keep_rows % self.chunk
+        return num_rows if self.keep_rows >= num_rows else whole
 
 
 class _Saved(NamedTuple):
@@ -103,16 +114,20 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs_T, lse_T = torch.empty(num_rows, **fresh), torch.empty(num_rows, **fresh)
         full_lse_T = torch.empty(num_rows, **fresh) if starts_T is not None else lse_T
         entropy_T = torch.empty(num_rows, **fresh) if ask.want_entropy else None
+        has_gradient = starts_T is None and any(ctx.needs_input_grad[:2])
+        kept = hidden_TD.new_empty(ask.num_kept(num_rows) if has_gradient else 0, len(weight_VD))
         for rows in _chunks(0, num_rows, ask.chunk):
             logits = head_logits(hidden_TD[rows], weight_VD, ask.invariant)
             target = targets_T[rows]
             logprobs_T[rows], full_lse_T[rows], entropy = _row_logprobs(logits, target, ask)
+            if rows.stop <= len(kept):
+                _keep(logits, lse_T[rows], ask.inverse, kept[rows])
             if entropy_T is not None and entropy is not None:
                 entropy_T[rows] = entropy
             if starts_T is not None:
                 _mask(logits, target, ids_M, starts_T, rows)
                 logprobs_T[rows], lse_T[rows], _ = _row_logprobs(logits, target, ask)
-        ctx.ask = ask
+        ctx.ask, ctx.kept = ask, kept
         ctx.save_for_backward(
             hidden_TD, weight_VD, targets_T, ids_M, starts_T, lse_T, full_lse_T, entropy_T
         )
@@ -125,26 +140,37 @@ class _TokenLogprobs(torch.autograd.Function):
         saved = _Saved(*ctx.saved_tensors)
         hidden_TD, weight_VD = saved.hidden_TD, saved.weight_VD
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        num_rows, chunk = len(hidden_TD), ctx.ask.chunk
         grads = (grad_T, grad_entropy_T if ctx.ask.entropy_needs_grad else None)
         grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight_VD = None
-        together = chunk * _CHUNKS_TOGETHER if hidden_TD.is_cuda else chunk
-        grad_logits = hidden_TD.new_empty(min(together, num_rows), len(weight_VD))
-        for block in _chunks(0, num_rows, together):
-            for rows in _chunks(block.start, block.stop, chunk):
-                out = grad_logits[rows.start - block.start : rows.stop - block.start]
-                _logits_gradient(saved, ctx.ask, rows, *grads, out)
-            part = grad_logits[: block.stop - block.start]
+        for block, part in _blocks(saved, ctx.ask, ctx.kept, grads):
             if grad_hidden_TD is not None:
                 torch.mm(part, weight_VD, out=grad_hidden_TD[block])
             if needs_weight:
                 grad_weight_VD = _accumulate(grad_weight_VD, part, hidden_TD[block])
+        ctx.kept = None  # overwritten; a second backward pass computes anew
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         elif needs_weight:
             grad_weight_VD = torch.zeros_like(weight_VD)
         return grad_hidden_TD, grad_weight_VD, None, None, None, None
+
+
+def _blocks(saved: _Saved, ask: _Ask, kept: Tensor | None, grads) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows with the gradients of their logits, in the dtype of the hidden states."""
+    num_rows, num_kept = len(saved.hidden_TD), 0 if kept is None else len(kept)
+    if kept is not None and num_kept:
+        rows = slice(0, num_kept)
+        _logits_gradient(saved, ask, rows, *grads, out=kept, kept=kept)
+        yield rows, kept
+    together = ask.chunk * _CHUNKS_TOGETHER if saved.hidden_TD.is_cuda else ask.chunk
+    shape = (min(together, num_rows - num_kept), len(saved.weight_VD))
+    grad_logits = saved.hidden_TD.new_empty(shape)
+    for block in _chunks(num_kept, num_rows, together):
+        for rows in _chunks(block.start, block.stop, ask.chunk):
+            out = grad_logits[rows.start - block.start : rows.stop - block.start]
+            _logits_gradient(saved, ask, rows, *grads, out=out)
+        yield block, grad_logits[: block.stop - block.start]
 
 
 def _chunks(start: int, stop: int, chunk: int) -> list[slice]:
@@ -168,16 +194,35 @@ def _row_logprobs(
     return logprobs, lse, lse - torch.linalg.vecdot((scaled - lse[:, None]).exp_(), scaled)
 
 
+def _keep(logits: Tensor, lse: Tensor, inverse: float, out: Tensor) -> None:
+    """Writes log-probs of all tokens: rounding to bf16 moves a probability p by p log p / 512."""
+    if is_fused(logits):
+        from tandem.kernels.cuda import head as fused
+
+        fused.all_logprobs(logits, lse, inverse, out)
+        return
+    out.copy_(logits.mul_(inverse).sub_(lse[:, None]))
+
+
 def _logits_gradient(
     saved: _Saved,
     ask: _Ask,
     rows: slice,
     grad_T: Tensor,
     grad_entropy_T: Tensor | None,
+    *,
     out: Tensor,
+    kept: Tensor | None = None,
 ) -> None:
-    """Writes the gradient with respect to the logits of a chunk, computed again, into `out`."""
-    logits = head_logits(saved.hidden_TD[rows], saved.weight_VD, ask.invariant)
+    """Writes the gradient with respect to the logits of a chunk into `out`.
+
+    From the log-probs of all tokens that were kept, or else from the logits, computed again.
+    """
+    if kept is None:
+        logits = head_logits(saved.hidden_TD[rows], saved.weight_VD, ask.invariant)
+        scale, lse = ask.inverse, saved.lse_T[rows]
+    else:
+        logits, scale, lse = kept, 1.0, torch.zeros_like(saved.lse_T[rows])
     target, grad = saved.targets_T[rows], grad_T[rows]
     entropy = grad_entropy = None
     if grad_entropy_T is not None and saved.entropy_T is not None:
@@ -185,19 +230,19 @@ def _logits_gradient(
     if is_fused(logits) and saved.starts_T is None:
         from tandem.kernels.cuda import head as fused
 
-        columns = (target, saved.lse_T[rows], grad, ask.inverse, entropy, grad_entropy)
+        columns = (target, lse, grad, scale, ask.inverse, entropy, grad_entropy)
         fused.logits_gradient(logits, *columns, out)
         return
-    logits.mul_(ask.inverse)
+    logits = logits.float().mul_(scale)
     pull = None
     if entropy is not None and grad_entropy is not None:
         # dH / dx = -p (log p + H)
-        logp = logits - saved.full_lse_T[rows, None]
+        logp = logits - (lse if kept is not None else saved.full_lse_T[rows])[:, None]
         pull = logp.exp().mul_(logp.add_(entropy[:, None])).mul_(grad_entropy[:, None])
     if saved.ids_M is not None and saved.starts_T is not None:
         _mask(logits, target, saved.ids_M, saved.starts_T, rows)
     # d log p[target] / dx = onehot - p
-    grad_logits = logits.sub_(saved.lse_T[rows, None]).exp_().mul_(-grad[:, None])
+    grad_logits = logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
     grad_logits.scatter_add_(1, target[:, None], grad[:, None])
     if pull is not None:
         grad_logits.sub_(pull)

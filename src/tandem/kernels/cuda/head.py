@@ -30,6 +30,7 @@ def logits_gradient(
     targets_R: Tensor,
     lse_R: Tensor,
     grad_R: Tensor,
+    scale: float,
     inverse: float,
     entropy_R: Tensor | None,
     grad_entropy_R: Tensor | None,
@@ -37,16 +38,39 @@ def logits_gradient(
 ) -> None:
     """Writes the gradient with respect to the logits before `inverse` into `out_RV`, in its dtype.
 
-    Without `grad_entropy_R` no entropy is needed.
+    Log-probs are `logits * scale - lse`; without `grad_entropy_R` no entropy is needed. `out_RV`
+    may be `logits_RV`.
     """
     rows, vocab = logits_RV.shape
     if rows:
         _logits_gradient[(triton.cdiv(vocab, BLOCK), rows)](
             logits_RV, targets_R, lse_R, grad_R.contiguous(), entropy_R,
-            None if grad_entropy_R is None else grad_entropy_R.contiguous(), out_RV, inverse,
+            None if grad_entropy_R is None else grad_entropy_R.contiguous(), out_RV, scale, inverse,
             vocab, logits_RV.stride(0), out_RV.stride(0), BLOCK=BLOCK,
             HAS_ENTROPY=grad_entropy_R is not None, num_warps=8,
         )  # fmt: skip
+
+
+def all_logprobs(logits_RV: Tensor, lse_R: Tensor, inverse: float, out_RV: Tensor) -> None:
+    """Writes `logits * inverse - lse` into `out_RV`, in its dtype."""
+    rows, vocab = logits_RV.shape
+    if rows:
+        _all_logprobs[(triton.cdiv(vocab, BLOCK), rows)](
+            logits_RV, lse_R, out_RV, inverse, vocab, logits_RV.stride(0), out_RV.stride(0),
+            BLOCK=BLOCK, num_warps=8,
+        )  # fmt: skip
+
+
+@triton.jit
+def _all_logprobs(
+    logits_ptr, lse_ptr, out_ptr, inverse, vocab, row_stride, out_stride, BLOCK: tl.constexpr
+):
+    block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    column = block * BLOCK + tl.arange(0, BLOCK)
+    inside = column < vocab
+    x = tl.load(logits_ptr + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
+    logp = (x * inverse - tl.load(lse_ptr + row)).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * out_stride + column, logp, mask=inside)
 
 
 @triton.jit
@@ -72,14 +96,14 @@ def _row_logprobs(
 
 @triton.jit
 def _logits_gradient(
-    logits_ptr, targets_ptr, lse_ptr, grad_ptr, entropy_ptr, grad_entropy_ptr, out_ptr, inverse,
-    vocab, row_stride, out_stride, BLOCK: tl.constexpr, HAS_ENTROPY: tl.constexpr,
+    logits_ptr, targets_ptr, lse_ptr, grad_ptr, entropy_ptr, grad_entropy_ptr, out_ptr, scale,
+    inverse, vocab, row_stride, out_stride, BLOCK: tl.constexpr, HAS_ENTROPY: tl.constexpr,
 ):  # fmt: skip
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside = column < vocab
     x = tl.load(logits_ptr + row * row_stride + column, mask=inside, other=float("-inf"))
-    logp = x.to(tl.float32) * inverse - tl.load(lse_ptr + row)
+    logp = x.to(tl.float32) * scale - tl.load(lse_ptr + row)
     p = exponential(logp)
     is_target = (column == tl.load(targets_ptr + row)).to(tl.float32)
     # d log p[target] / dx = onehot - p
