@@ -16,11 +16,17 @@ driver = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(driver)
 
 # few slots, so that answers of one length end at different steps
-FLAGS = """
-    --rollout-seed 3 --partial-rollout --over-sampling-batch-size 7 --sglang-server-concurrency 6
-    --dynamic-sampling-filter-path
-    slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std
-""".split()
+FLAGS = [
+    "--rollout-seed",
+    "3",
+    "--partial-rollout",
+    "--over-sampling-batch-size",
+    "7",
+    "--sglang-server-concurrency",
+    "6",
+    "--dynamic-sampling-filter-path",
+    "slime.rollout.filter_hub.dynamic_sampling_filters.check_reward_nonzero_std",
+]
 
 
 def rollouts_of(journal: Path) -> dict[int, str]:
