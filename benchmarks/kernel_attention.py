@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import kernel_chunked
 import torch
 import w1
 from kernel_rows import (
@@ -21,6 +22,7 @@ from kernel_rows import (
 from torch import Tensor
 
 from tandem.kernels import attention, grouped, paged
+from tandem.kernels.device import has_flash_attention_4
 
 
 def packed_section(_: bool) -> Iterator[Row]:
@@ -141,13 +143,10 @@ def decode_section(is_sweep: bool) -> Iterator[Row]:
 
 
 def decoders() -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    from tandem.kernels.cuda import chunked
-    from tandem.kernels.device import has_flash_attention_4
-
-    yield "now", paged.paged_attention
-    yield "now, grouped", grouped.grouped_paged_attention
-    yield "chunked", chunked.paged_attention
-    yield "chunked, grouped", chunked.grouped_paged_attention
+    yield "ours", paged.paged_attention
+    yield "ours, grouped", grouped.grouped_paged_attention
+    yield "candidate", kernel_chunked.paged_attention
+    yield "candidate, grouped", kernel_chunked.grouped_paged_attention
     if has_flash_attention_4():
         from tandem.kernels.cuda import flash
 
@@ -159,16 +158,14 @@ def decoders() -> Iterator[tuple[str, Callable[..., Tensor]]]:
 
 
 def decode_sweep() -> Iterator[Row]:
-    from tandem.kernels.cuda import chunked
-
     for case_name, case in itertools.islice(decode_cases(), 0, 4, 2):
         found = []
         for tile, warps, stages, per_sm, chunk in itertools.product(
             (32, 64, 128), (4, 8), (2, 3, 4), (2, 3, 4), (512, 1024)
         ):
-            tiling = chunked.Tiling(chunk, tile, warps, stages, per_sm)
+            tiling = kernel_chunked.Tiling(chunk, tile, warps, stages, per_sm)
             try:
-                ms = graph_ms(lambda c=case, t=tiling: chunked.paged_attention(
+                ms = graph_ms(lambda c=case, t=tiling: kernel_chunked.paged_attention(
                     *c.whole(), tiling=t), 5)  # fmt: skip
             except Exception:  # does not fit the multiprocessor
                 continue

@@ -255,8 +255,9 @@ def head_rows(hidden: Tensor, weight: Tensor) -> Iterator[Row]:
         ms = plain_ms(both, 3)
         peak = (torch.cuda.max_memory_allocated() - before) / 2**30
         size = (hidden.numel() + weight.numel()) / 2**29
-        note = f"peak {peak:.2f} GiB, gradients of {size:.2f}, kept {keep_bytes >> 30}"
-        yield Row(f"token_logprobs {tokens} and backward", ms=ms, floor_s=3 * floor_s, note=note)
+        name = f"token_logprobs {tokens} both, {keep_bytes >> 30} GiB kept"
+        note = f"peak {peak:.2f} GiB, gradients of {size:.2f}"
+        yield Row(name, ms=ms, floor_s=3 * floor_s, note=note)
 
 
 def linear_section(is_sweep: bool) -> Iterator[Row]:

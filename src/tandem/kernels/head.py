@@ -11,8 +11,9 @@ from tandem.kernels.device import is_fused
 from tandem.kernels.linear import invariant_linear
 
 _CHUNK_BYTES_CPU = 1 << 23  # fp32 logits of a chunk stay in the cache
-_CHUNK_BYTES_CUDA = 1 << 28  # 441 rows at a vocabulary of 151,936: enough to keep matmuls busy
+_CHUNK_BYTES_CUDA = 5 << 26  # 512 rows at a vocabulary of 151,936: enough to keep matmuls busy
 _MIN_CHUNK = 16
+_TILE_ROWS = 128  # of a matmul on CUDA: the last tile should be full
 _CHUNKS_TOGETHER = 8
 """Chunks whose gradients of logits, bf16, wait for one product with the hidden states: adding to
 the weight's gradient costs reading and writing it, 1.6 GB in fp32 for that vocabulary."""
@@ -103,7 +104,7 @@ class _Saved(NamedTuple):
 def _fitting_chunk(weight_VD: Tensor) -> int:
     budget = _CHUNK_BYTES_CUDA if weight_VD.is_cuda else _CHUNK_BYTES_CPU
     rows = budget // (4 * weight_VD.shape[0])
-    return max(_MIN_CHUNK, rows - rows % _MIN_CHUNK)
+    return max(_MIN_CHUNK, rows - rows % (_TILE_ROWS if rows >= _TILE_ROWS else _MIN_CHUNK))
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Decode attention over the paged cache in Triton, in chunks of a fixed number of tokens.
+"""A candidate for decode attention, measured beside `kernels/cuda/decode.py`; one of them stays.
 
 Decode is bound by reading keys and values. Work is cut into chunks of a fixed number of tokens, so
 that the bits of a row depend on the row alone; a fixed number of programs walks over (sequence,
