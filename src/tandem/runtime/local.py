@@ -138,7 +138,12 @@ def open_inputs(cfg: Config) -> Inputs:
     elif cfg.data.prompt_data is not None:
         source = PromptSource(cfg.data, tokenizer, is_sft=is_supervised)
     sets = [
-        EvaluationSet(cfg=one, prompts=load_eval_prompts(one, tokenizer).prompts)
+        EvaluationSet(
+            cfg=one,
+            prompts=load_eval_prompts(
+                one, tokenizer, skip_bad_lines=cfg.data.skip_bad_lines
+            ).prompts,
+        )
         for one in cfg.eval.eval_sets
     ]
     limits = [shape.max_positions, cfg.rollout.rollout_max_context_len or shape.max_positions]
