@@ -224,7 +224,7 @@ where to look next:
   {folder}/grpo/samples.jsonl  what the model wrote, and its rewards
   {folder}/grpo_hf/            the trained model, a Hugging Face folder
   {folder}/commands.sh         the commands above, to change and run again
-  docs/quickstart.md                 what happened, step by step"""
+  docs/quickstart.md           what happened, step by step"""
 
 
 def evaluations(run: Path) -> list[float]:
