@@ -31,6 +31,7 @@ class Tiny:
             --num-steps-per-rollout 2 --use-dynamic-batch-size --max-tokens-per-gpu 96
             --lr 1e-2 --lr-decay-style cosine --lr-decay-iters 12 --lr-warmup-iters 2
             --use-kl-loss --kl-loss-coef 0.01 --kl-loss-type low_var_kl --progress off
+            --eval-prompt-data heldout {self.folder}/heldout.jsonl --eval-interval 2
         """
         return [*words.split(), *more]
 

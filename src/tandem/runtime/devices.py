@@ -5,11 +5,26 @@ from contextlib import contextmanager
 
 import torch
 
-from tandem.contracts import Engine
+from tandem.engine.torch.engine import TorchEngine
 from tandem.loop import Devices
 
 
-def take_turns(engine: Engine) -> Devices:
+def start_afresh(engine: TorchEngine) -> Devices:
+    """The engine forgets cached prefixes before each round.
+
+    What an evaluation left there would change the rounding of the rollout that follows it, and a
+    run that resumes between the two has no such prefixes.
+    """
+
+    @contextmanager
+    def sampling() -> Iterator[None]:
+        engine.forget()
+        yield
+
+    return Devices(sampling=sampling)
+
+
+def take_turns(engine: TorchEngine) -> Devices:
     """The engine's cache is there only while it samples; the trainer has that memory otherwise.
 
     A cache that sleeps keeps its address, so CUDA graphs stay; what it held is forgotten. Used on

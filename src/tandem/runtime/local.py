@@ -16,7 +16,7 @@ from tandem.contracts import Sampler
 from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
 from tandem.engine.torch.engine import TorchEngine
 from tandem.errors import ConfigError
-from tandem.loop import Devices, Stages, train
+from tandem.loop import Stages, train
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape, read_shape
 from tandem.observe import RunLog, get_logger, set_up_logging
@@ -28,7 +28,7 @@ from tandem.rollout import (
 )
 from tandem.rollout.custom.sources import CustomSource
 from tandem.runtime.algorithm import load_hooks, teacher_decoder
-from tandem.runtime.devices import take_turns
+from tandem.runtime.devices import start_afresh, take_turns
 from tandem.runtime.sampling import Sampling, check_hooks
 from tandem.runtime.saving import Saver, resume
 from tandem.runtime.signals import stop_on_signals
@@ -102,7 +102,7 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
         hooks=hooks,
         sync=SharedSync([engine], dtype=dtype_name(decoder)),
         log=log,
-        devices=take_turns(engine) if device.type == "cuda" else Devices(),
+        devices=take_turns(engine) if device.type == "cuda" else start_afresh(engine),
         layout=trainer.layout,
         start=start,
         num_rollout=num_rollout,
