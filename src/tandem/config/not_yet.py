@@ -143,11 +143,10 @@ ROWS = (
     # --- reports and dumps
     Row("log_correct_samples log_reward_category", "this report", LEAVE_OUT),
     Row(
-        "debug_rollout_only debug_train_only save_debug_rollout_data load_debug_rollout_data "
         "load_debug_rollout_data_subsample load_forge_rollout_data save_debug_train_data "
         "dump_details",
-        "dumps and half runs",
-        "samples.jsonl in the run folder holds every sample",
+        "this dump",
+        "use --save-debug-rollout-data and --load-debug-rollout-data",
     ),
     Row(
         "ci_test ci_disable_kl_checker ci_save_grad_norm ci_load_grad_norm",

@@ -44,16 +44,19 @@ def _required(cfg: Config) -> Iterator[str]:
         yield "--rollout-batch-size is required: how many prompts a rollout takes"
     if cfg.data.num_rollout is None and cfg.data.num_epoch is None:
         yield "--num-rollout is required (or --num-epoch): how many rollouts the run has"
-    # an evaluation alone (`--num-rollout 0`) reads no training prompts
     if cfg.data.disable_rollout_global_dataset and not cfg.data.data_source_path:
         yield "--disable-rollout-global-dataset needs --data-source-path, where prompts come from"
-    elif (
-        not cfg.data.prompt_data and not cfg.data.data_source_path and cfg.data.num_rollout != 0
-    ):
+    elif _takes_prompts(cfg) and not cfg.data.prompt_data and not cfg.data.data_source_path:
         yield "--prompt-data is required: a .jsonl or .parquet file of prompts"
     is_sampling = cfg.algo.loss_type != "sft_loss"
     if is_sampling and cfg.rollout.rollout_max_response_len is None:
         yield "--rollout-max-response-len is required (or --rollout-max-context-len)"
+
+
+def _takes_prompts(cfg: Config) -> bool:
+    """Whether the run needs training prompts: not to evaluate alone, nor to replay a dump."""
+    is_replay = cfg.debug.load_debug_rollout_data is not None and cfg.data.num_rollout is not None
+    return cfg.data.num_rollout != 0 and not is_replay
 
 
 def _sampling(cfg: Config) -> Iterator[str]:
@@ -224,6 +227,12 @@ def _debugging(cfg: Config) -> Iterator[str]:
     debug = cfg.debug
     if debug.debug_rollout_only and debug.debug_train_only:
         yield "--debug-rollout-only and --debug-train-only exclude each other"
+    has_rollouts = debug.load_debug_rollout_data or cfg.algo.loss_type == "sft_loss"
+    if debug.debug_train_only and not has_rollouts:
+        yield (
+            "--debug-train-only starts no engine, so nothing is sampled: it needs "
+            "--load-debug-rollout-data or --loss-type sft_loss"
+        )
     if (
         debug.save_debug_rollout_data
         and debug.save_debug_rollout_data == debug.save_debug_train_data

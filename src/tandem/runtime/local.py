@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from tandem.algo import NO_HOOKS, Hooks
 from tandem.checkpoint.find import Found
 from tandem.config import Config, check_expectations, check_files, complete, flat
-from tandem.contracts import Sampler
+from tandem.contracts import Evaluator, Sampler, Sync
 from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
 from tandem.engine.torch.engine import TorchEngine
 from tandem.errors import ConfigError
-from tandem.loop import Stages, train
+from tandem.loop import Devices, Stages, train
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape, read_shape
 from tandem.observe import RunLog, get_logger, set_up_logging
@@ -27,14 +28,23 @@ from tandem.rollout import (
     SupervisedStage,
 )
 from tandem.rollout.custom.sources import CustomSource
+from tandem.rollout.dump import DumpingSampler
+from tandem.rollout.replayed import ReplayedStage
 from tandem.runtime.algorithm import load_hooks, teacher_decoder
 from tandem.runtime.devices import start_afresh, take_turns
+from tandem.runtime.halves import (
+    FirstOnly,
+    IdleTrainer,
+    NoEvaluator,
+    without_evaluation,
+)
 from tandem.runtime.sampling import Sampling, check_hooks
 from tandem.runtime.saving import Saver, resume
 from tandem.runtime.signals import stop_on_signals
 from tandem.runtime.weights import find_start, policy_decoder, reference_decoder
 from tandem.sync import SharedSync
-from tandem.train import build_trainer
+from tandem.train import LocalTrainer, build_trainer
+from tandem.train.build import layout_of
 from tandem.types import Prompt
 
 
@@ -60,6 +70,8 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     path or flag is said before any model is loaded.
     """
     device = device_of(cfg)
+    if cfg.debug.debug_train_only:
+        cfg = without_evaluation(cfg)
     opened = open_inputs(cfg)
     cfg = complete(cfg, opened.source.prompts_per_epoch)
     num_rollout = cfg.data.num_rollout
@@ -69,40 +81,27 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     check_hooks(cfg)
     reward = build_reward(cfg, stack)
     decoder = policy_decoder(cfg, opened.shape, found, device)
-    trainer = build_trainer(
-        cfg,
-        decoder,
-        reference_decoder(cfg, opened.shape, device),
-        num_rollout=num_rollout,
-        teacher=teacher_decoder(cfg, opened.shape, device),
-        hooks=hooks,
-    )
+    trainer: LocalTrainer | IdleTrainer
+    if cfg.debug.debug_rollout_only:
+        hooks, trainer = NO_HOOKS, IdleTrainer(decoder, layout_of(decoder, cfg.batch))
+    else:
+        trainer = build_learner(cfg, decoder, opened, device, hooks, num_rollout)
     engine = build_engine(cfg, decoder, opened, device, stack)
     start = cfg.data.start_rollout_id
     start = found.start_rollout_id if start is None else start
     log = stack.enter_context(open_log(cfg, found, start, num_rollout))
-    sampling = Sampling(
-        cfg,
-        flat(cfg),
-        engine=engine,
-        reward=reward,
-        tokenizer=opened.tokenizer,
-        source=opened.source,
-        max_context=opened.max_context,
-        events=events,
-    )
-    sampler = build_sampler(cfg, opened, sampling, engine, events, log)
+    sampler, evaluator = build_sampling(cfg, opened, engine, reward, events, log)
     if found.is_resume:
         resume(found, trainer, sampler, with_optimizer=not cfg.checkpoint.no_load_optim)
     saved = found.start_rollout_id - 1 if cfg.checkpoint.load == cfg.checkpoint.save else -1
     stages = Stages(
         sampler=sampler,
-        evaluator=sampling.evaluator(opened.held_out, partial(log.progress, "evaluation")),
+        evaluator=evaluator,
         trainer=trainer,
         hooks=hooks,
-        sync=SharedSync([engine], dtype=dtype_name(decoder)),
+        sync=build_sync(cfg, engine, decoder),
         log=log,
-        devices=take_turns(engine) if device.type == "cuda" else start_afresh(engine),
+        devices=build_devices(engine, device),
         layout=trainer.layout,
         start=start,
         num_rollout=num_rollout,
@@ -196,10 +195,44 @@ def dtype_name(decoder: Decoder) -> str:
     return str(decoder.head_weight.dtype).removeprefix("torch.")
 
 
+def build_learner(
+    cfg: Config,
+    decoder: Decoder,
+    opened: Inputs,
+    device: torch.device,
+    hooks: Hooks,
+    num_rollout: int,
+) -> LocalTrainer:
+    """The trainer of `decoder`, with the other models that the algorithm wants."""
+    return build_trainer(
+        cfg,
+        decoder,
+        reference_decoder(cfg, opened.shape, device),
+        num_rollout=num_rollout,
+        teacher=teacher_decoder(cfg, opened.shape, device),
+        hooks=hooks,
+    )
+
+
+def build_devices(engine: TorchEngine | None, device: torch.device) -> Devices:
+    """Whose turn it is on the device."""
+    if engine is None:
+        return Devices()
+    return take_turns(engine) if device.type == "cuda" else start_afresh(engine)
+
+
+def build_sync(cfg: Config, engine: TorchEngine | None, decoder: Decoder) -> Sync:
+    """What publishes weights to the engine, if there is one."""
+    sync = SharedSync([] if engine is None else [engine], dtype=dtype_name(decoder))
+    return FirstOnly(sync) if cfg.debug.debug_rollout_only else sync
+
+
 def build_engine(
     cfg: Config, decoder: Decoder, opened: Inputs, device: torch.device, stack: ExitStack
-) -> TorchEngine:
-    """The embedded engine, which reads the trainer's own tensors."""
+) -> TorchEngine | None:
+    """The embedded engine, which reads the trainer's own tensors; None where none is wanted."""
+    if cfg.debug.debug_train_only:
+        return None
     engine = TorchEngine(decoder, opened.tokenizer, cfg.engine, device, opened.shape.eos_token_ids)
     stack.callback(engine.close)
     return engine
@@ -236,26 +269,51 @@ def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
     return log
 
 
-def build_sampler(
+def build_sampling(
     cfg: Config,
     opened: Inputs,
-    sampling: Sampling,
-    engine: TorchEngine,
+    engine: TorchEngine | None,
+    reward: RewardStage,
     events: EventLoop,
     log: RunLog,
-) -> Sampler:
-    """The rollout stage, or supervised data in its place."""
-    batch_size = cfg.data.rollout_batch_size
-    assert batch_size is not None, "rules refuse a run without --rollout-batch-size"
-    if cfg.algo.loss_type == "sft_loss":
-        return SupervisedStage(
-            source=opened.source,
-            mask=masking(cfg, opened.tokenizer),
+) -> tuple[Sampler, Evaluator]:
+    """What gives rollouts, and what looks at held-out sets."""
+    sampler, evaluator = unsampled(cfg, opened, events), None
+    if engine is not None:
+        sampling = Sampling(
+            cfg,
+            flat(cfg),
+            engine=engine,
+            reward=reward,
             tokenizer=opened.tokenizer,
-            batch_size=batch_size,
+            source=opened.source,
+            max_context=opened.max_context,
             events=events,
         )
-    return sampling.sampler(engine, partial(log.progress, "sampling"))
+        if sampler is None:
+            sampler = sampling.sampler(engine, partial(log.progress, "sampling"))
+        evaluator = sampling.evaluator(opened.held_out, partial(log.progress, "evaluation"))
+    assert sampler is not None, "rules refuse a run that has nothing to sample with"
+    if cfg.debug.save_debug_rollout_data is not None:
+        sampler = DumpingSampler(sampler, cfg.debug.save_debug_rollout_data)
+    return sampler, evaluator or NoEvaluator()
+
+
+def unsampled(cfg: Config, opened: Inputs, events: EventLoop) -> Sampler | None:
+    """The stage of rollouts that no engine samples: of a dump or supervised; None for others."""
+    if cfg.debug.load_debug_rollout_data is not None:
+        return ReplayedStage(cfg.debug.load_debug_rollout_data)
+    if cfg.algo.loss_type != "sft_loss":
+        return None
+    batch_size = cfg.data.rollout_batch_size
+    assert batch_size is not None, "rules refuse a run without --rollout-batch-size"
+    return SupervisedStage(
+        source=opened.source,
+        mask=masking(cfg, opened.tokenizer),
+        tokenizer=opened.tokenizer,
+        batch_size=batch_size,
+        events=events,
+    )
 
 
 def masking(cfg: Config, tokenizer: Any) -> Callable[[Prompt], tuple[Any, Any]]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from tandem.checkpoint.find import Found
 from tandem.config import Config, to_dict
-from tandem.contracts import Sampler
+from tandem.contracts import Sampler, Trainer
 from tandem.errors import CheckpointError
 from tandem.rollout import LEFTOVERS, decode, encode
+from tandem.runtime.halves import IdleTrainer
 from tandem.train import LocalTrainer
 
 SAMPLER, SETTINGS = "sampler", "settings"
@@ -18,7 +19,7 @@ BUFFER = "unfinished"
 class Saver:
     """Saves the trainer, the place in the data and the settings, once for each rollout."""
 
-    def __init__(self, cfg: Config, trainer: LocalTrainer, *, saved: int) -> None:
+    def __init__(self, cfg: Config, trainer: Trainer, *, saved: int) -> None:
         """`saved` is the last rollout that the folder holds already, -1 when there is none."""
         self._cfg = cfg.checkpoint
         self._settings = to_dict(cfg)
@@ -39,7 +40,9 @@ class Saver:
         self._saved = rollout
 
 
-def resume(found: Found, trainer: LocalTrainer, sampler: Sampler, *, with_optimizer: bool) -> None:
+def resume(
+    found: Found, trainer: LocalTrainer | IdleTrainer, sampler: Sampler, *, with_optimizer: bool
+) -> None:
     """Puts trainer and sampler where the checkpoint left them.
 
     Raises CheckpointError when it holds no run, DataError when the prompts are others now.
@@ -48,10 +51,11 @@ def resume(found: Found, trainer: LocalTrainer, sampler: Sampler, *, with_optimi
     assert isinstance(found.iteration, int), "a run to go on with has a number"
     load = trainer.load if with_optimizer else trainer.load_weights
     extra = load(found.path, found.iteration)
-    if SAMPLER not in extra:
+    has_place = bool(extra.get(SAMPLER))
+    if sampler.state() and not has_place:
         raise CheckpointError(
             f"{found.path} iteration {found.iteration} holds weights but no place in the data; "
             "pass --finetune to start a new run from its weights"
         )
     leftovers = decode(extra[BUFFER]) if BUFFER in extra else ()
-    sampler.restore({**extra[SAMPLER], LEFTOVERS: leftovers})
+    sampler.restore({**extra.get(SAMPLER, {}), LEFTOVERS: leftovers})

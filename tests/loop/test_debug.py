@@ -1,0 +1,148 @@
+"""Rollouts as files, and runs of which one half is left out."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+from tandem.config import load_config
+from tandem.errors import ConfigError, DataError
+from tandem.loop import train
+from tandem.rollout import EventLoop
+from tandem.runtime.local import build
+
+NUM_ROLLOUTS = 3
+DUMP = "dump/{rollout_id}.pt"
+
+
+def drive(argv):
+    """The trainer and the engines' last version, after the run."""
+    with ExitStack() as stack:
+        events = EventLoop()
+        stack.callback(events.close)
+        stages, cfg = build(load_config(argv), events, stack)
+        train(cfg, stages)
+        return stages
+
+
+@pytest.fixture(scope="module")
+def written(tiny, tmp_path_factory):
+    """A folder with the dump of a whole run, and the digests of its weights."""
+    folder = tmp_path_factory.mktemp("written")
+    more = ("--save-debug-rollout-data", f"{folder}/{DUMP}", "--over-sampling-batch-size", "6")
+    stages = drive(tiny.argv(folder / "run", *more, num_rollout=NUM_ROLLOUTS))
+    return folder, stages.trainer.state_digest()
+
+
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def without_prompts(argv):
+    """The words of a launch without `--prompt-data` and its value."""
+    place = argv.index("--prompt-data")
+    return [*argv[:place], *argv[place + 2 :]]
+
+
+def test_a_dump_holds_plain_values_under_the_dialects_names(written):
+    folder, _ = written
+    assert sorted(path.name for path in (folder / "dump").iterdir()) == ["0.pt", "1.pt", "2.pt"]
+    content = torch.load(folder / "dump/1.pt", weights_only=True)
+    assert content["rollout_id"] == 1
+    assert len(content["samples"]) == 16
+    for sample in content["samples"]:
+        length = sample["response_length"]
+        assert len(sample["loss_mask"]) == len(sample["rollout_log_probs"]) == length > 0
+        assert len(sample["tokens"]) > length
+        assert sample["weight_versions"] == ["1"]
+        assert sample["status"] in ("completed", "truncated")
+        assert sample["reward"] in (0, 1)
+        assert "Count from" in sample["prompt"]
+
+
+def test_training_on_a_dump_gives_the_weights_of_the_run_that_wrote_it(tiny, written, tmp_path):
+    folder, digest = written
+    more = ("--load-debug-rollout-data", f"{folder}/{DUMP}")
+    argv = without_prompts(tiny.argv(tmp_path / "run", *more, num_rollout=NUM_ROLLOUTS))
+    assert drive(argv).trainer.state_digest() == digest
+
+
+def test_training_on_a_dump_is_resumed_to_the_same_bits(tiny, written, tmp_path):
+    folder, digest = written
+    more = ("--load-debug-rollout-data", f"{folder}/{DUMP}")
+    drive(tiny.argv(tmp_path / "run", *more, num_rollout=1))
+    stages = drive(tiny.argv(tmp_path / "run", *more, num_rollout=NUM_ROLLOUTS))
+    assert stages.start == 1
+    assert stages.trainer.state_digest() == digest
+
+
+def test_a_missing_or_broken_dump_is_named(tiny, tmp_path):
+    (tmp_path / "0.pt").write_bytes(b"no dump")
+    for template, said in ((f"{tmp_path}/0.pt", "0.pt is no rollout"), ("none.pt", "not there")):
+        argv = tiny.argv(tmp_path / "run", "--load-debug-rollout-data", template, num_rollout=1)
+        with pytest.raises(DataError, match=said):
+            drive(argv)
+
+
+def test_sampling_alone_trains_and_saves_nothing(tiny, written, tmp_path):
+    folder, _ = written
+    more = ("--debug-rollout-only", "--save-debug-rollout-data", f"{tmp_path}/{DUMP}")
+    heldout = ("--eval-prompt-data", "held", f"{tiny.folder}/heldout.jsonl", "--eval-interval", "1")
+    drive(tiny.argv(tmp_path / "run", *more, *heldout, num_rollout=2))
+    first, second = (torch.load(tmp_path / f"dump/{n}.pt", weights_only=True) for n in (0, 1))
+    same = torch.load(folder / "dump/0.pt", weights_only=True)
+    assert [s["tokens"] for s in first["samples"]] == [s["tokens"] for s in same["samples"]]
+    assert {tuple(s["weight_versions"]) for s in second["samples"]} == {("0",)}
+    assert not list((tmp_path / "run").glob("iter_*"))
+    rows = [row for row in rows_of(tmp_path / "run") if "rollout/raw_reward" in row]
+    assert len(rows) == 2
+    assert not any("train/loss" in row for row in rows)
+    assert any("eval/held" in row for row in rows_of(tmp_path / "run"))
+
+
+def test_sampling_alone_takes_the_weights_of_a_checkpoint(tiny, written, tmp_path):
+    folder, _ = written
+    words = tiny.argv(tmp_path / "run", "--debug-rollout-only", num_rollout=4)
+    words[words.index("--load") + 1] = f"{folder}/run"
+    more = ("--save-debug-rollout-data", f"{tmp_path}/{DUMP}")
+    assert drive([*words, *more]).start == 3
+    content = torch.load(tmp_path / "dump/3.pt", weights_only=True)
+    assert content["samples"][0]["weight_versions"] == ["3"]
+
+
+def test_training_alone_learns_from_supervised_data_without_an_engine(tiny, tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "7"}]}
+        for n in range(8)
+    ]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"""
+        --hf-checkpoint {tiny.folder}/model --prompt-data {path} --input-key messages
+        --loss-type sft_loss --num-rollout 2 --rollout-batch-size 4 --lr 1e-2 --save {tmp_path}/run
+        --save-debug-rollout-data {tmp_path}/{DUMP} --progress off
+    """.split()
+    digest = drive(words).trainer.state_digest()
+    words[words.index("--save") + 1] = f"{tmp_path}/alone"
+    assert drive([*words, "--debug-train-only"]).trainer.state_digest() == digest
+    replay = ("--load-debug-rollout-data", f"{tmp_path}/{DUMP}")
+    words[words.index("--save") + 1] = f"{tmp_path}/replay"
+    place = words.index("--save-debug-rollout-data")
+    words = [*words[:place], *words[place + 2 :]]
+    assert drive([*words, *replay]).trainer.state_digest() == digest
+
+
+def test_training_alone_leaves_held_out_sets_out_and_says_so(tiny, written, tmp_path):
+    folder, digest = written
+    more = ("--load-debug-rollout-data", f"{folder}/{DUMP}")
+    heldout = ("--eval-prompt-data", "held", f"{tiny.folder}/heldout.jsonl", "--eval-interval", "1")
+    stages = drive(tiny.argv(tmp_path / "run", *more, *heldout, num_rollout=NUM_ROLLOUTS))
+    assert stages.trainer.state_digest() == digest
+    assert not any("eval/held" in row for row in rows_of(tmp_path / "run"))
+
+
+def test_training_alone_needs_something_to_train_on(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="--load-debug-rollout-data or --loss-type sft_loss"):
+        load_config(tiny.argv(tmp_path / "run", "--debug-train-only"))
