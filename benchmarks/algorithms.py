@@ -60,7 +60,7 @@ ALGORITHMS = {
     "grpo, LoRA rank 16": "--num-steps-per-rollout 1 --lr 3e-3 --lr-warmup-iters 5 "
     "--eps-clip-high 0.28 --lora-rank 16 --lora-alpha 16",
     "distillation": f"{ONE_STEP} --use-opd --opd-type megatron --opd-teacher-load {{teacher}} "
-    "--disable-rewards-normalization --custom-rm-path tandem.algo.teacher.no_reward",
+    "--custom-reward-post-process-path tandem.algo.teacher.teacher_alone",
 }
 
 

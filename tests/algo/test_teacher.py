@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import web
 
-from tandem.algo.teacher import ask_teacher, no_reward
+from tandem.algo.teacher import ask_teacher, no_reward, teacher_alone
 from tandem.errors import RewardError
 
 TOKENS, RESPONSE = [5, 7, 9, 11, 13], 3
@@ -56,3 +56,8 @@ async def test_an_answer_about_other_tokens_is_no_verdict(teacher):
 
 async def test_no_reward_is_a_verdict_of_zero():
     assert await no_reward(None, sample(TOKENS)) == 0.0
+
+
+def test_a_teacher_alone_leaves_rewards_to_reports():
+    views = [SimpleNamespace(get_reward_value=lambda args, r=r: r) for r in (1.0, 0.5)]
+    assert teacher_alone(None, views) == ([1.0, 0.5], [0.0, 0.0])

@@ -4,6 +4,7 @@
 --custom-rm-path tandem.algo.teacher.ask_teacher
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from tandem.algo.token_kl import TEACHER_KEY
@@ -23,8 +24,16 @@ async def ask_teacher(args: Any, sample: Any) -> float:
 
 
 async def no_reward(args: Any, sample: Any) -> float:
-    """0: for distillation from a checkpoint, where no other reward is wanted."""
+    """0: for distillation from a checkpoint where answers cannot be judged, nor evaluated."""
     return 0.0
+
+
+def teacher_alone(args: Any, samples: Sequence[Any]) -> tuple[list[float], list[float]]:
+    """Rewards as they are, and zeros to learn from (`--custom-reward-post-process-path`).
+
+    The teacher then teaches alone, while reports and evaluations have the reward.
+    """
+    return [sample.get_reward_value(args) for sample in samples], [0.0] * len(samples)
 
 
 def request_of(args: Any, sample: Any) -> dict[str, Any]:
