@@ -73,7 +73,11 @@ def refusals(read):
         ("--update-weight-transport disk", "needs --update-weight-disk-dir"),
         ("--update-weight-mode delta", "--update-weight-mode delta needs"),
         ("--release-train", "--release-train needs --save"),
-        ("--debug-rollout-only --debug-train-only", "exclude each other"),
+        (
+            "--debug-rollout-only --debug-train-only --load-debug-rollout-data a",
+            "exclude each other",
+        ),
+        ("--debug-train-only", "starts no engine"),
         ("--save-debug-rollout-data a --save-debug-train-data a", "name the same files"),
     ],
 )
@@ -92,7 +96,7 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
         "--tensor-model-parallel-size 2",
         "--recompute-granularity selective",
         "--save-hf out/{rollout_id}",
-        "--dump-details d",
+        "--load-forge-rollout-data d",
         "--sglang-router-ip 10.0.0.1",
         "--fp8-format e4m3",
         "--multi-latent-attention",

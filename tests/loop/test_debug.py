@@ -18,7 +18,7 @@ DUMP = "dump/{rollout_id}.pt"
 
 
 def drive(argv):
-    """The trainer and the engines' last version, after the run."""
+    """The stages of a run, after it."""
     with ExitStack() as stack:
         events = EventLoop()
         stack.callback(events.close)
@@ -146,3 +146,37 @@ def test_training_alone_leaves_held_out_sets_out_and_says_so(tiny, written, tmp_
 def test_training_alone_needs_something_to_train_on(tiny, tmp_path):
     with pytest.raises(ConfigError, match="--load-debug-rollout-data or --loss-type sft_loss"):
         load_config(tiny.argv(tmp_path / "run", "--debug-train-only"))
+
+
+def test_dump_details_writes_both_dumps_and_a_tokenizer(tiny, tmp_path):
+    drive(tiny.argv(tmp_path / "run", "--dump-details", f"{tmp_path}/all", num_rollout=2))
+    folder = tmp_path / "all"
+    assert (folder / "tokenizer/tokenizer.json").is_file()
+    for rollout_id in (0, 1):
+        sampled = torch.load(folder / f"rollout_data/{rollout_id}.pt", weights_only=True)
+        trained = torch.load(folder / f"train_data/{rollout_id}.pt", weights_only=True)
+        assert sampled["rollout_id"] == trained["rollout_id"] == rollout_id
+        by_tokens = {tuple(one["tokens"]): one for one in sampled["samples"]}
+        assert {one["step"] for one in trained["samples"]} == {0, 1}
+        assert len(trained["samples"]) == len(sampled["samples"]) == 16
+        for one in trained["samples"]:
+            before = by_tokens[tuple(one["tokens"].tolist())]
+            length = before["response_length"]
+            about = slice(-length - 1, -1)  # entry t speaks of token t + 1
+            assert one["mask"][about].tolist() == before["loss_mask"]
+            assert one["engine_logprobs"][about].tolist() == before["rollout_log_probs"]
+            assert len(one["advantages"]) == len(one["reference_logprobs"]) == len(one["tokens"])
+
+
+def test_a_dump_of_training_data_changes_no_weight_and_goes_on_after_a_resume(
+    tiny, written, tmp_path
+):
+    folder, digest = written
+    more = ("--load-debug-rollout-data", f"{folder}/{DUMP}")
+    dumps = ("--save-debug-train-data", f"{tmp_path}/train/{{rollout_id}}.pt")
+    drive(tiny.argv(tmp_path / "run", *more, *dumps, num_rollout=2))
+    drive(tiny.argv(tmp_path / "run", *more, *dumps, num_rollout=NUM_ROLLOUTS))
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["0.pt", "1.pt", "2.pt"]
+    # nothing is left to do, so this only reads what the last one saved
+    stages = drive(tiny.argv(tmp_path / "run", *more, num_rollout=NUM_ROLLOUTS))
+    assert stages.trainer.state_digest() == digest

@@ -143,8 +143,7 @@ ROWS = (
     # --- reports and dumps
     Row("log_correct_samples log_reward_category", "this report", LEAVE_OUT),
     Row(
-        "load_debug_rollout_data_subsample load_forge_rollout_data save_debug_train_data "
-        "dump_details",
+        "load_debug_rollout_data_subsample load_forge_rollout_data",
         "this dump",
         "use --save-debug-rollout-data and --load-debug-rollout-data",
     ),

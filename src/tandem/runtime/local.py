@@ -13,7 +13,7 @@ import torch
 from tandem.algo import NO_HOOKS, Hooks
 from tandem.checkpoint.find import Found
 from tandem.config import Config, check_expectations, check_files, complete, flat
-from tandem.contracts import Evaluator, Sampler, Sync
+from tandem.contracts import Evaluator, Sampler, Sync, Trainer
 from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
 from tandem.engine.torch.engine import TorchEngine
 from tandem.errors import ConfigError
@@ -38,13 +38,13 @@ from tandem.runtime.halves import (
     NoEvaluator,
     without_evaluation,
 )
+from tandem.runtime.recording import DumpingTrainer
 from tandem.runtime.sampling import Sampling, check_hooks
 from tandem.runtime.saving import Saver, resume
 from tandem.runtime.signals import stop_on_signals
 from tandem.runtime.weights import find_start, policy_decoder, reference_decoder
 from tandem.sync import SharedSync
-from tandem.train import LocalTrainer, build_trainer
-from tandem.train.build import layout_of
+from tandem.train import LocalTrainer, build_trainer, layout_of
 from tandem.types import Prompt
 
 
@@ -90,6 +90,8 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     start = cfg.data.start_rollout_id
     start = found.start_rollout_id if start is None else start
     log = stack.enter_context(open_log(cfg, found, start, num_rollout))
+    if cfg.debug.dump_details is not None:  # what makes text of the dumped tokens
+        opened.tokenizer.save_pretrained(Path(cfg.debug.dump_details) / "tokenizer")
     sampler, evaluator = build_sampling(cfg, opened, engine, reward, events, log)
     if found.is_resume:
         resume(found, trainer, sampler, with_optimizer=not cfg.checkpoint.no_load_optim)
@@ -97,7 +99,7 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
     stages = Stages(
         sampler=sampler,
         evaluator=evaluator,
-        trainer=trainer,
+        trainer=dumping(cfg, trainer, start),
         hooks=hooks,
         sync=build_sync(cfg, engine, decoder),
         log=log,
@@ -212,6 +214,14 @@ def build_learner(
         teacher=teacher_decoder(cfg, opened.shape, device),
         hooks=hooks,
     )
+
+
+def dumping(cfg: Config, trainer: LocalTrainer | IdleTrainer, start: int) -> Trainer:
+    """The trainer, writing down what it learns from where that is asked for."""
+    template = cfg.debug.save_debug_train_data
+    if template is None or isinstance(trainer, IdleTrainer):
+        return trainer
+    return DumpingTrainer(trainer, template, first=start)
 
 
 def build_devices(engine: TorchEngine | None, device: torch.device) -> Devices:
