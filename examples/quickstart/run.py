@@ -24,7 +24,7 @@ SMALL_MODEL = "examples/small_model.py"
 TO_TORCH_DIST = "tools/convert_hf_to_torch_dist.py"
 TO_HUGGING_FACE = "tools/convert_torch_dist_to_hf.py"
 
-NUM_WARMUP, NUM_ROLLOUT = 45, 80
+NUM_WARMUP, NUM_ROLLOUT = 45, 100
 
 # --hf-checkpoint must be this shape; a flag that differs is refused.
 MODEL_ARGS = """
@@ -49,14 +49,14 @@ WARMUP_ARGS = f"""
 """
 ROLLOUT_ARGS = f"""
     --input-key prompt --label-key label --apply-chat-template --rollout-shuffle --rm-type math
-    --num-rollout {NUM_ROLLOUT} --rollout-batch-size 48 --n-samples-per-prompt 8
+    --num-rollout {NUM_ROLLOUT} --rollout-batch-size 64 --n-samples-per-prompt 8
     --rollout-max-response-len 12 --rollout-temperature 1.0 --num-steps-per-rollout 2
 """
 # Without its warm-up the same learning rate can ruin the policy within ten steps.
 GRPO_ARGS = """
     --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28
     --use-kl-loss --kl-loss-coef 0.00 --kl-loss-type low_var_kl --entropy-coef 0.00
-    --lr 6e-4 --lr-decay-style linear --lr-warmup-iters 10
+    --lr 5e-4 --lr-decay-style linear --lr-warmup-iters 10
 """
 IN_RUN_EVAL_ARGS = "--eval-interval 20 --n-samples-per-eval-prompt 4"
 EVAL_ARGS = """
@@ -128,7 +128,7 @@ def steps(folder: Path, seed: int) -> list[tuple[str, list[str]]]:
         "Held-out problems before": evaluated(folder, "before", f"{warm}_hf", sets, seeds),
         f"Reinforcement: {NUM_ROLLOUT} rollouts of GRPO": (
             f"train.py {MODEL_ARGS} --hf-checkpoint {warm}_hf --ref-load {warm}"
-            f" --load {grpo} --save {grpo} --save-interval 40"
+            f" --load {grpo} --save {grpo} --save-interval 50"
             f" --prompt-data {data}/train.jsonl {ROLLOUT_ARGS} {sets} {IN_RUN_EVAL_ARGS}"
             f" {GRPO_ARGS} {shared}"
         ),
