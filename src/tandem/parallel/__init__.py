@@ -1,5 +1,5 @@
 """Ranks: which part of the work is whose."""
 
-from tandem.parallel.mesh import Layout
+from tandem.parallel.mesh import ALONE, Axis, Layout, Mesh, Sizes, make_mesh, sizes_of
 
-__all__ = ["Layout"]
+__all__ = ["ALONE", "Axis", "Layout", "Mesh", "Sizes", "make_mesh", "sizes_of"]
