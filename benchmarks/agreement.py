@@ -23,7 +23,7 @@ from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.attention import packed_attention
 from tandem.kernels.head import head_logits, token_logprobs
 from tandem.models.decoder import Decoder
-from tandem.runtime.local import sum_in_one_order
+from tandem.runtime.building import sum_in_one_order
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 1280)
 

@@ -1,227 +1,66 @@
 """Every stage in one process: a laptop, one GPU, a test, a debugger."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from tandem.algo import NO_HOOKS, Hooks
-from tandem.checkpoint.find import Found
-from tandem.config import Config, check_expectations, check_files, complete, flat
-from tandem.contracts import Evaluator, Sampler, Sync, Trainer
-from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
+from tandem.config import Config
+from tandem.contracts import Sync
 from tandem.engine.torch.engine import TorchEngine
-from tandem.errors import ConfigError
-from tandem.loop import Devices, Stages, train
+from tandem.loop import Devices, Stages
 from tandem.models.decoder import Decoder
-from tandem.models.shape import Shape, read_shape
-from tandem.observe import RunLog, get_logger, set_up_logging
-from tandem.rewards.reward import RewardStage
-from tandem.rollout import (
-    EvaluationSet,
-    EventLoop,
-    SupervisedStage,
-)
-from tandem.rollout.custom.sources import CustomSource
-from tandem.rollout.dump import DumpingSampler
-from tandem.rollout.replayed import ReplayedStage
-from tandem.runtime.algorithm import load_hooks, teacher_decoder
+from tandem.rollout import EventLoop
+from tandem.runtime.algorithm import teacher_decoder
+from tandem.runtime.building import Halves, Known, build_stages, device_of, dtype_name
 from tandem.runtime.devices import start_afresh, take_turns
-from tandem.runtime.halves import (
-    FirstOnly,
-    IdleTrainer,
-    NoEvaluator,
-    without_evaluation,
-)
-from tandem.runtime.recording import DumpingTrainer
-from tandem.runtime.sampling import Sampling, check_hooks
-from tandem.runtime.saving import Saver, resume
-from tandem.runtime.signals import stop_on_signals
-from tandem.runtime.weights import find_start, policy_decoder, reference_decoder
+from tandem.runtime.halves import FirstOnly, IdleTrainer
+from tandem.runtime.weights import policy_decoder, reference_decoder
 from tandem.sync import SharedSync
 from tandem.train import LocalTrainer, build_trainer, layout_of
-from tandem.types import Prompt
-
-
-def run(cfg: Config) -> None:
-    """Builds the stages and drives them to the last rollout.
-
-    Raises a TandemError for what the user can mend, Stopped when asked to end.
-    """
-    set_up_logging()
-    check_files(cfg)
-    with ExitStack() as stack:
-        events = EventLoop()
-        stack.callback(events.close)
-        stack.enter_context(stop_on_signals(events.stop, get_logger("run").warning))
-        stages, cfg = build(cfg, events, stack)
-        train(cfg, stages)
 
 
 def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Config]:
-    """Every stage of the run, and the configuration once the prompts are counted.
+    """Every stage of a run in this process, and the configuration once the prompts are counted.
 
-    What must be closed at the end is pushed on `stack`. Cheap checks come first, so that a wrong
-    path or flag is said before any model is loaded.
+    What must be closed at the end is pushed on `stack`.
     """
-    device = device_of(cfg)
-    if cfg.debug.debug_train_only:
-        cfg = without_evaluation(cfg)
-    opened = open_inputs(cfg)
-    cfg = complete(cfg, opened.source.prompts_per_epoch)
-    num_rollout = cfg.data.num_rollout
-    assert num_rollout is not None, "the prompts are counted"
-    found = find_start(cfg)
-    hooks = load_hooks(cfg)
-    check_hooks(cfg)
-    reward = build_reward(cfg, stack)
-    decoder = policy_decoder(cfg, opened.shape, found, device)
+    return build_stages(cfg, events, stack, partial(build_halves, device_of(cfg)))
+
+
+def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitStack) -> Halves:
+    """Trainer and engine of one process, which share the policy's weights."""
+    decoder = policy_decoder(cfg, known.opened.shape, known.found, device)
     trainer: LocalTrainer | IdleTrainer
     if cfg.debug.debug_rollout_only:
-        hooks, trainer = NO_HOOKS, IdleTrainer(decoder, layout_of(decoder, cfg.batch))
+        trainer = IdleTrainer(decoder, layout_of(decoder, cfg.batch))
     else:
-        trainer = build_learner(cfg, decoder, opened, device, hooks, num_rollout)
-    engine = build_engine(cfg, decoder, opened, device, stack)
-    start = cfg.data.start_rollout_id
-    start = found.start_rollout_id if start is None else start
-    log = stack.enter_context(open_log(cfg, found, start, num_rollout))
-    if cfg.debug.dump_details is not None:  # what makes text of the dumped tokens
-        opened.tokenizer.save_pretrained(Path(cfg.debug.dump_details) / "tokenizer")
-    sampler, evaluator = build_sampling(cfg, opened, engine, reward, events, log)
-    if found.is_resume:
-        resume(found, trainer, sampler, with_optimizer=not cfg.checkpoint.no_load_optim)
-    saved = found.start_rollout_id - 1 if cfg.checkpoint.load == cfg.checkpoint.save else -1
-    stages = Stages(
-        sampler=sampler,
-        evaluator=evaluator,
-        trainer=dumping(cfg, trainer, start),
-        hooks=hooks,
-        sync=build_sync(cfg, engine, decoder),
-        log=log,
-        devices=build_devices(engine, device),
+        trainer = build_learner(cfg, decoder, known, device)
+    engine = build_engine(cfg, decoder, known, device, stack)
+    return Halves(
+        trainer=trainer,
         layout=trainer.layout,
-        start=start,
-        num_rollout=num_rollout,
-        rollouts_per_epoch=rollouts_per_epoch(cfg, opened.source),
-        precision="fp32" if dtype_name(decoder) == "float32" else "bf16",
-        save=Saver(cfg, trainer, saved=saved).save,
+        engine=engine,
+        holds=engine,
+        sync=build_sync(cfg, engine, decoder),
+        devices=build_devices(engine, device),
+        dtype=dtype_name(decoder),
     )
-    return stages, cfg
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inputs:
-    """What a run reads before it builds anything."""
-
-    shape: Shape
-    tokenizer: Any
-    source: "PromptSource | NoPrompts | CustomSource"
-    held_out: Sequence[EvaluationSet]
-    max_context: int
-
-
-def open_inputs(cfg: Config) -> Inputs:
-    """The model's shape, tokenizer and all prompts; raises ConfigError and DataError."""
-    folder = cfg.model.hf_checkpoint
-    assert folder is not None, "rules refuse a run without --hf-checkpoint"
-    check_expectations(cfg.expectations, json.loads((Path(folder) / "config.json").read_text()))
-    shape = read_shape(folder)
-    tokenizer = load_tokenizer(folder)
-    is_supervised = cfg.algo.loss_type == "sft_loss"
-    source: PromptSource | NoPrompts | CustomSource = NoPrompts()
-    if cfg.data.data_source_path is not None:
-        source = CustomSource(cfg.data.data_source_path, flat(cfg), tokenizer)
-    elif cfg.data.prompt_data is not None:
-        source = PromptSource(cfg.data, tokenizer, is_sft=is_supervised)
-    sets = [
-        EvaluationSet(
-            cfg=one,
-            prompts=load_eval_prompts(
-                one, tokenizer, skip_bad_lines=cfg.data.skip_bad_lines
-            ).prompts,
-        )
-        for one in cfg.eval.eval_sets
-    ]
-    limits = [shape.max_positions, cfg.rollout.rollout_max_context_len or shape.max_positions]
-    return Inputs(
-        shape=shape, tokenizer=tokenizer, source=source, held_out=sets, max_context=min(limits)
-    )
-
-
-class NoPrompts:
-    """The source of a run that only evaluates."""
-
-    prompts_per_epoch = 0
-
-    def take(self, count: int) -> Sequence[Prompt]:
-        raise ConfigError("--prompt-data is not set, and this run has rollouts to sample; set it")
-
-    def state(self) -> Mapping[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore: nothing will be taken."""
-
-
-def device_of(cfg: Config) -> torch.device:
-    """The device that everything runs on; raises ConfigError for one that is not there."""
-    has_cuda = torch.cuda.is_available()
-    if cfg.cluster.device == "cuda" and not has_cuda:
-        raise ConfigError("--device cuda: this machine shows no CUDA device; set --device cpu")
-    device = torch.device("cuda" if has_cuda and cfg.cluster.device != "cpu" else "cpu")
-    if device.type == "cuda" and cfg.engine.deterministic_mode:
-        sum_in_one_order()
-    return device
-
-
-def sum_in_one_order() -> None:
-    """Makes CUDA products and gradients give the same bits whatever is batched together.
-
-    cuBLAS splits the inner axis of some products when they have few rows; without that, a token's
-    bits were the same for every number of rows tried on an H200.
-    """
-    torch.backends.cuda.preferred_blas_library("cublaslt")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def dtype_name(decoder: Decoder) -> str:
-    """The dtype that the model computes in, as torch spells it."""
-    return str(decoder.head_weight.dtype).removeprefix("torch.")
 
 
 def build_learner(
-    cfg: Config,
-    decoder: Decoder,
-    opened: Inputs,
-    device: torch.device,
-    hooks: Hooks,
-    num_rollout: int,
+    cfg: Config, decoder: Decoder, known: Known, device: torch.device
 ) -> LocalTrainer:
     """The trainer of `decoder`, with the other models that the algorithm wants."""
+    shape = known.opened.shape
     return build_trainer(
         cfg,
         decoder,
-        reference_decoder(cfg, opened.shape, device),
-        num_rollout=num_rollout,
-        teacher=teacher_decoder(cfg, opened.shape, device),
-        hooks=hooks,
+        reference_decoder(cfg, shape, device),
+        num_rollout=known.num_rollout,
+        teacher=teacher_decoder(cfg, shape, device),
+        hooks=known.hooks,
     )
-
-
-def dumping(cfg: Config, trainer: LocalTrainer | IdleTrainer, start: int) -> Trainer:
-    """The trainer, writing down what it learns from where that is asked for."""
-    template = cfg.debug.save_debug_train_data
-    if template is None or isinstance(trainer, IdleTrainer):
-        return trainer
-    return DumpingTrainer(trainer, template, first=start)
 
 
 def build_devices(engine: TorchEngine | None, device: torch.device) -> Devices:
@@ -238,115 +77,12 @@ def build_sync(cfg: Config, engine: TorchEngine | None, decoder: Decoder) -> Syn
 
 
 def build_engine(
-    cfg: Config, decoder: Decoder, opened: Inputs, device: torch.device, stack: ExitStack
+    cfg: Config, decoder: Decoder, known: Known, device: torch.device, stack: ExitStack
 ) -> TorchEngine | None:
     """The embedded engine, which reads the trainer's own tensors; None where none is wanted."""
     if cfg.debug.debug_train_only:
         return None
-    engine = TorchEngine(decoder, opened.tokenizer, cfg.engine, device, opened.shape.eos_token_ids)
+    shape, tokenizer = known.opened.shape, known.opened.tokenizer
+    engine = TorchEngine(decoder, tokenizer, cfg.engine, device, shape.eos_token_ids)
     stack.callback(engine.close)
     return engine
-
-
-def build_reward(cfg: Config, stack: ExitStack) -> RewardStage:
-    """The reward stage; every reward that the run will ask for is checked now."""
-    reward = RewardStage(cfg.reward, args=flat(cfg), seed=cfg.data.rollout_seed)
-    stack.callback(reward.close)
-    sets = cfg.eval.eval_sets
-    reward.check(
-        rm_types=[one.rm_type for one in sets if one.rm_type],
-        hooks=[one.custom_rm_path for one in sets if one.custom_rm_path],
-    )
-    return reward
-
-
-def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
-    """The run's log, with everything said that a user must know before the first step."""
-    assert cfg.observe.run_dir is not None, "resolve names a run folder"
-    log = RunLog(Path(cfg.observe.run_dir), cfg, start=start, num_rollout=num_rollout)
-    log.note(f"run folder: {cfg.observe.run_dir}")
-    if found.is_fallback:
-        log.warn(found.message)
-    else:
-        log.note(found.message)
-    for note in cfg.notes:
-        log.note(note)
-    if 0 < num_rollout <= start:
-        log.warn(
-            f"nothing to do: the next rollout is {start} and --num-rollout {num_rollout} is the "
-            "end of the whole run; set a larger --num-rollout to go on"
-        )
-    return log
-
-
-def build_sampling(
-    cfg: Config,
-    opened: Inputs,
-    engine: TorchEngine | None,
-    reward: RewardStage,
-    events: EventLoop,
-    log: RunLog,
-) -> tuple[Sampler, Evaluator]:
-    """What gives rollouts, and what looks at held-out sets."""
-    sampler, evaluator = unsampled(cfg, opened, events), None
-    if engine is not None:
-        sampling = Sampling(
-            cfg,
-            flat(cfg),
-            engine=engine,
-            reward=reward,
-            tokenizer=opened.tokenizer,
-            source=opened.source,
-            max_context=opened.max_context,
-            events=events,
-        )
-        if sampler is None:
-            sampler = sampling.sampler(engine, partial(log.progress, "sampling"))
-        evaluator = sampling.evaluator(opened.held_out, partial(log.progress, "evaluation"))
-    assert sampler is not None, "rules refuse a run that has nothing to sample with"
-    if cfg.debug.save_debug_rollout_data is not None:
-        sampler = DumpingSampler(sampler, cfg.debug.save_debug_rollout_data)
-    return sampler, evaluator or NoEvaluator()
-
-
-def unsampled(cfg: Config, opened: Inputs, events: EventLoop) -> Sampler | None:
-    """The stage of rollouts that no engine samples: of a dump or supervised; None for others."""
-    if cfg.debug.load_debug_rollout_data is not None:
-        return ReplayedStage(cfg.debug.load_debug_rollout_data)
-    if cfg.algo.loss_type != "sft_loss":
-        return None
-    batch_size = cfg.data.rollout_batch_size
-    assert batch_size is not None, "rules refuse a run without --rollout-batch-size"
-    return SupervisedStage(
-        source=opened.source,
-        mask=masking(cfg, opened.tokenizer),
-        tokenizer=opened.tokenizer,
-        batch_size=batch_size,
-        events=events,
-    )
-
-
-def masking(cfg: Config, tokenizer: Any) -> Callable[[Prompt], tuple[Any, Any]]:
-    """How a conversation becomes tokens and the mask of those to learn."""
-
-    def mask(prompt: Prompt) -> tuple[Any, Any]:
-        masked = mask_question(
-            tokenizer,
-            prompt,
-            mask_type=cfg.data.loss_mask_type,
-            apply_chat_template=cfg.data.apply_chat_template,
-            kwargs=cfg.data.apply_chat_template_kwargs,
-        )
-        return masked.tokens_T, masked.mask_T
-
-    return mask
-
-
-def rollouts_per_epoch(cfg: Config, source: "PromptSource | NoPrompts | CustomSource") -> int:
-    """After how many rollouts the prompts have all been seen, where the run is counted in epochs.
-
-    0 where it is not: then the end of an epoch triggers nothing.
-    """
-    if cfg.data.num_epoch is None or not cfg.data.rollout_batch_size:
-        return 0
-    return source.prompts_per_epoch // cfg.data.rollout_batch_size

@@ -1,15 +1,13 @@
 """What a checkpoint of a run holds, and how a run goes on from one."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from tandem.checkpoint.find import Found
 from tandem.config import Config, to_dict
 from tandem.contracts import Sampler, Trainer
 from tandem.errors import CheckpointError
 from tandem.rollout import LEFTOVERS, decode, encode
-from tandem.runtime.halves import IdleTrainer
-from tandem.train import LocalTrainer
 
 SAMPLER, SETTINGS = "sampler", "settings"
 BUFFER = "unfinished"
@@ -40,9 +38,14 @@ class Saver:
         self._saved = rollout
 
 
-def resume(
-    found: Found, trainer: LocalTrainer | IdleTrainer, sampler: Sampler, *, with_optimizer: bool
-) -> None:
+class Resumable(Trainer, Protocol):
+    """A trainer that can also take the weights of a checkpoint and nothing else of it."""
+
+    def load_weights(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
+        """The other rooms' `extra`; optimizer and schedule start afresh."""
+
+
+def resume(found: Found, trainer: Resumable, sampler: Sampler, *, with_optimizer: bool) -> None:
     """Puts trainer and sampler where the checkpoint left them.
 
     Raises CheckpointError when it holds no run, DataError when the prompts are others now.
