@@ -16,12 +16,15 @@ class Family:
     qk_norm: bool = False
     head_size: int | None = None  # where the config names none; None: width / heads
     has_window: bool = False  # the config may ask for a sliding window
+    has_experts: bool = False  # some layers are a mixture of experts
 
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(),
     "qwen2": Family(qkv_bias=True, has_window=True),
+    "qwen2_moe": Family(qkv_bias=True, has_window=True, has_experts=True),
     "qwen3": Family(qk_norm=True, head_size=128, has_window=True),
+    "qwen3_moe": Family(qk_norm=True, has_window=True, has_experts=True),
 }
 """The known families by `model_type` (Qwen2.5 calls itself qwen2)."""
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import CheckpointError, ConfigError
+from tandem.models import mixture as mixtures
 from tandem.models.families import FAMILIES, refusals, rope_of
+from tandem.models.mixture import Mixture, mixture_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +19,7 @@ class Shape:
     family: str  # the model_type of Hugging Face
     num_layers: int  # L
     width: int  # D
-    ffn: int  # F
+    ffn: int  # F of the layers that have no experts
     num_heads: int  # N
     num_key_heads: int  # K, a divisor of N
     head_size: int  # H
@@ -30,6 +32,11 @@ class Shape:
     qk_norm: bool
     max_positions: int
     eos_token_ids: tuple[int, ...] = ()
+    mixture: Mixture | None = None  # None: no layer has experts
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer's feed-forward block is a mixture of experts."""
+        return self.mixture is not None and layer in self.mixture.layers
 
     @property
     def group_size(self) -> int:
@@ -60,9 +67,13 @@ def shape_of(config: Mapping[str, Any], generation: Mapping[str, Any] | None = N
             f"model_type {name!r} is not implemented; known are {', '.join(sorted(FAMILIES))}"
         )
     missing = [key for key in _REQUIRED if config.get(key) is None]
+    if family.has_experts:
+        missing += mixtures.missing(config)
     if missing:
         raise ConfigError(f"the {name} config lacks {', '.join(missing)}")
     failures = refusals(config, family)
+    if family.has_experts:
+        failures += mixtures.refusals(config)
     heads = config["num_attention_heads"]
     key_heads = config.get("num_key_value_heads") or heads
     if heads % key_heads:
@@ -88,6 +99,7 @@ def shape_of(config: Mapping[str, Any], generation: Mapping[str, Any] | None = N
         qk_norm=family.qk_norm,
         max_positions=config["max_position_embeddings"],
         eos_token_ids=_eos_token_ids(generation or {}, config),
+        mixture=mixture_of(config) if family.has_experts else None,
     )
 
 
@@ -95,24 +107,32 @@ def num_parameters(shape: Shape) -> int:
     """How many numbers the decoder learns; a tied head counts once."""
     head_width = (shape.num_heads + 2 * shape.num_key_heads) * shape.head_size
     layer = shape.width * head_width + shape.num_heads * shape.head_size * shape.width
-    layer += 3 * shape.width * shape.ffn + 2 * shape.width
-    layer += head_width * shape.qkv_bias + 2 * shape.head_size * shape.qk_norm
+    layer += head_width * shape.qkv_bias + 2 * shape.head_size * shape.qk_norm + 2 * shape.width
     tables = shape.vocab * shape.width * (1 if shape.tied else 2)
-    return tables + shape.num_layers * layer + shape.width
+    dense = shape.num_layers
+    total = tables + shape.num_layers * layer + shape.width
+    if shape.mixture is not None:
+        dense -= len(shape.mixture.layers)
+        total += len(shape.mixture.layers) * shape.mixture.num_parameters(shape.width)
+    return total + dense * 3 * shape.width * shape.ffn
 
 
 def forward_flops(shape: Shape, length: int) -> int:
     """Floating-point operations of one forward pass over a sequence of `length` tokens.
 
-    The dialect's formula (section 3.10), which prices the attention output as D x D, so that
-    balancing and reported TFLOP/s compare with its figures; training costs three times as much.
+    The dialect's formula (section 3.10), which prices the attention output as D x D and a mixture
+    by the experts that a token takes, without the router, so that balancing and reported TFLOP/s
+    compare with its figures; training costs three times as much.
     """
     width, query_width = shape.width, shape.num_heads * shape.head_size
     projections = 2 * length * width * query_width
     projections += 4 * length * width * shape.num_key_heads * shape.head_size
     attention = 2 * query_width * length * length
-    dense = 2 * length * width * width + 6 * length * width * shape.ffn
-    return shape.num_layers * (projections + attention + dense) + 2 * length * width * shape.vocab
+    attended = shape.num_layers * (projections + attention + 2 * length * width * width)
+    widths = shape.num_layers * shape.ffn
+    if shape.mixture is not None:
+        widths += len(shape.mixture.layers) * (shape.mixture.ffn_per_token() - shape.ffn)
+    return attended + 6 * length * width * widths + 2 * length * width * shape.vocab
 
 
 _REQUIRED = (

@@ -1,0 +1,136 @@
+"""A feed-forward block of experts: a router sends each token to a few of them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tandem.kernels.experts import combine, dispatch, grouped_linear, router_logits, sort_by_expert
+from tandem.kernels.swiglu import swiglu
+from tandem.models.part import WHOLE, Part
+from tandem.models.shape import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The loss that keeps experts equally busy, added to one pass over a packed row.
+
+    Switch form: E / (k T^2) times the sum over experts of (choices that fell on it) x (sum of its
+    probabilities), 1 when all are even; T counts the row's tokens. Source: Fedus et al., "Switch
+    Transformers", 2021, as Megatron's `--moe-aux-loss-coeff` means it, for each packed row.
+    """
+
+    scale: Tensor  # what the loss of one layer is multiplied by, a scalar
+    is_real_T: Tensor  # bool, False at padding
+    totals: list[Tensor]  # one loss for each layer, unscaled, as its backward pass comes by
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What one forward pass says to its routers, and hears of them.
+
+    L counts the layers with experts. Both arrays are about the rows that this process runs.
+    """
+
+    replayed_TLk: Tensor | None = None  # the experts to take; -1: the router chooses
+    recorded_TLk: Tensor | None = None  # written: the experts that were taken
+    balance: Balance | None = None
+
+
+NO_ROUTING = Routing()
+
+
+class Matrices(nn.Module):
+    """Weights of one product, with an expert dimension or without."""
+
+    def __init__(self, *sizes: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(sizes, dtype=dtype, device="meta"))
+
+
+class Experts(nn.Module):
+    """E feed-forward blocks, of which each token takes the k that its router likes best."""
+
+    def __init__(self, shape: Shape, layer: int, dtype: torch.dtype, part: Part = WHOLE) -> None:
+        super().__init__()
+        assert shape.mixture is not None, "a shape without experts has no mixture"
+        self.mixture = mixture = shape.mixture
+        self.place = mixture.layers.index(layer)  # among the layers with experts
+        width, count = shape.width, mixture.num_experts
+        self.router = Matrices(count, width, dtype=dtype)
+        self.gate_up = Matrices(count, 2 * mixture.ffn, width, dtype=dtype)
+        self.down = Matrices(count, width, mixture.ffn, dtype=dtype)
+        self.shared_gate_up = self.shared_down = self.shared_gate = None
+        if mixture.shared_ffn:
+            self.shared_gate_up = Matrices(2 * mixture.shared_ffn, width, dtype=dtype)
+            self.shared_down = Matrices(width, mixture.shared_ffn, dtype=dtype)
+        if mixture.has_shared_gate:
+            self.shared_gate = Matrices(1, width, dtype=dtype)
+
+    def forward(
+        self, y_TD: Tensor, routing: Routing = NO_ROUTING, forgets_swiglu: bool = False
+    ) -> Tensor:
+        """What the experts make of each token, `[T, D]` in the dtype of `y_TD`."""
+        experts_Tk, weights_Tk = self._chosen(y_TD, routing)
+        sorting = sort_by_expert(experts_Tk, self.mixture.num_experts)
+        rows_MD = self._computed(dispatch(y_TD, sorting), sorting.ends_E)
+        out_TD = combine(rows_MD, weights_Tk, sorting)
+        return out_TD if self.shared_down is None else out_TD + self._shared(y_TD)
+
+    def _chosen(self, y_TD: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+        """The experts of each token, int64 `[T, k]`, and their weights in fp32."""
+        mixture = self.mixture
+        probs_TE = router_logits(y_TD, self.router.weight).softmax(-1)
+        experts_Tk = probs_TE.detach().topk(mixture.per_token, dim=-1).indices
+        if routing.replayed_TLk is not None:
+            replayed_Tk = routing.replayed_TLk[:, self.place].long()
+            experts_Tk = torch.where(replayed_Tk >= 0, replayed_Tk, experts_Tk)
+        if routing.recorded_TLk is not None:
+            routing.recorded_TLk[:, self.place] = experts_Tk
+        weights_Tk = probs_TE.gather(1, experts_Tk)
+        if mixture.normalises:
+            weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
+        if routing.balance is not None and torch.is_grad_enabled():
+            weights_Tk = _balanced(weights_Tk, probs_TE, experts_Tk, routing.balance)
+        return experts_Tk, weights_Tk
+
+    def _computed(self, rows_MD: Tensor, ends_E: Tensor) -> Tensor:
+        """The rows of each expert, through its block."""
+        hidden_MF = swiglu(grouped_linear(rows_MD, self.gate_up.weight, ends_E))
+        return grouped_linear(hidden_MF, self.down.weight, ends_E)
+
+    def _shared(self, y_TD: Tensor) -> Tensor:
+        assert self.shared_gate_up is not None and self.shared_down is not None
+        linear = nn.functional.linear
+        out_TD = linear(swiglu(linear(y_TD, self.shared_gate_up.weight)), self.shared_down.weight)
+        if self.shared_gate is None:
+            return out_TD
+        return linear(y_TD, self.shared_gate.weight).sigmoid() * out_TD
+
+
+def _balanced(weights_Tk: Tensor, probs_TE: Tensor, experts_Tk: Tensor, balance: Balance) -> Tensor:
+    """The weights themselves, whose backward pass also brings the balance loss."""
+    real_T = balance.is_real_T.to(probs_TE.dtype)
+    counts_E = probs_TE.new_zeros(probs_TE.shape[1])
+    counts_E.index_add_(0, experts_Tk.flatten(), real_T.repeat_interleave(experts_Tk.shape[1]))
+    num_tokens = real_T.sum().clamp_min(1)
+    share = probs_TE.shape[1] / experts_Tk.shape[1] / num_tokens.square()
+    value = (real_T @ probs_TE * counts_E).sum() * share
+    return _WithLoss.apply(weights_Tk, value, balance.scale, balance.totals)
+
+
+class _WithLoss(torch.autograd.Function):
+    """Gives its first argument, and sends a gradient of its own to the second, once for each
+    backward pass: a forward pass that is computed again adds nothing."""
+
+    @staticmethod
+    def forward(ctx, x, loss, scale, totals):
+        ctx.save_for_backward(loss, scale)
+        ctx.totals = totals
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        loss, scale = ctx.saved_tensors
+        ctx.totals.append(loss)
+        return grad, scale.to(loss.dtype).expand_as(loss), None, None
