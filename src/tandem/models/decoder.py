@@ -1,7 +1,8 @@
 """The decoder that trainer and engine both run: attention is a function handed in.
 
 Weights are laid out for tensor parallelism by plain row shards: the rows of `qkv` are grouped by
-key head (its query heads, its key, its value), those of `gate_up` alternate gate and up.
+key head (its query heads, its key, its value), those of `gate_up` alternate gate and up. What a
+process holds of them is its `Part`; collectives over its axes are where they are called.
 """
 
 import hashlib
@@ -14,10 +15,23 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tandem.contracts import Attend
+from tandem.kernels.head import head_logits
 from tandem.kernels.norm import add_rms_norm, rms_norm
 from tandem.kernels.rope import qkv_rope, rope_table
 from tandem.kernels.swiglu import swiglu
+from tandem.models.experts import NO_ROUTING, Experts, Routing
+from tandem.models.part import (
+    WHOLE,
+    Part,
+    Shard,
+    enter,
+    gradient_axes,
+    leave,
+    shard_of,
+    share,
+)
 from tandem.models.shape import Shape, num_parameters
+from tandem.parallel.collectives import all_rows, copy_in
 
 INIT_STD = 0.02
 """Standard deviation of random matrices."""
@@ -28,16 +42,20 @@ CPU_DRAW_LIMIT = 2**28
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recompute:
-    """Which layers forget their activations and compute them again in the backward pass.
+    """Which activations are forgotten, and computed again in the backward pass.
 
-    uniform: all, in runs of `num_layers` (one saved tensor a run). block: only the first
-    `num_layers`, one by one. The names and meaning are Megatron's.
+    full, uniform: those of all layers, in runs of `num_layers` (one saved tensor a run). full,
+    block: of the first `num_layers`, one by one. The names and meaning are Megatron's. selective:
+    of every layer what SwiGLU gives, its largest tensor that costs no matrix product; Megatron
+    forgets the scores of attention, which no attention kernel here keeps.
     """
 
+    granularity: str = "full"
     method: str = "uniform"
     num_layers: int = 1
 
     def __post_init__(self) -> None:
+        assert self.granularity in ("full", "selective"), f"no recompute {self.granularity!r}"
         assert self.method in ("uniform", "block"), f"no recompute method {self.method!r}"
         assert self.num_layers >= 1, f"recompute of {self.num_layers} layers means nothing"
 
@@ -60,19 +78,23 @@ class Norm(nn.Module):
 class Layer(nn.Module):
     """One block: attention and feed-forward, each behind a norm."""
 
-    def __init__(self, shape: Shape, index: int, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, index: int, dtype: torch.dtype, part: Part = WHOLE) -> None:
         super().__init__()
-        self.shape, self.index = shape, index
-        query_width = shape.num_heads * shape.head_size
-        qkv_width = query_width + 2 * shape.num_key_heads * shape.head_size
+        self.shape, self.index, self.part = shape, index, part
+        tensor = part.mesh.tensor.size
+        query_width = shape.num_heads * shape.head_size // tensor
+        qkv_width = query_width + 2 * shape.num_key_heads * shape.head_size // tensor
         self.norm1 = Norm(shape.width, dtype)
         self.qkv = _linear(shape.width, qkv_width, dtype, bias=shape.qkv_bias)
         self.q_norm = Norm(shape.head_size, dtype) if shape.qk_norm else None
         self.k_norm = Norm(shape.head_size, dtype) if shape.qk_norm else None
         self.out = _linear(query_width, shape.width, dtype)
         self.norm2 = Norm(shape.width, dtype)
-        self.gate_up = _linear(shape.width, 2 * shape.ffn, dtype)
-        self.down = _linear(shape.ffn, shape.width, dtype)
+        # a layer has either experts or one feed-forward block
+        self.experts = Experts(shape, index, dtype, part) if shape.has_experts(index) else None
+        if self.experts is None:
+            self.gate_up = _linear(shape.width, 2 * shape.ffn // tensor, dtype)
+            self.down = _linear(shape.ffn // tensor, shape.width, dtype)
 
     def forward(
         self,
@@ -81,6 +103,8 @@ class Layer(nn.Module):
         positions_T: Tensor,
         table: tuple[Tensor, Tensor],
         attend: Attend,
+        forgets_swiglu: bool = False,
+        routing: Routing = NO_ROUTING,
     ) -> tuple[Tensor, Tensor]:
         """What this block adds and the stream it adds to; the sum is left to the next norm."""
         eps = self.shape.eps
@@ -88,9 +112,21 @@ class Layer(nn.Module):
             y_TD, residual_TD = rms_norm(x_TD, self.norm1.weight, eps), x_TD
         else:
             y_TD, residual_TD = add_rms_norm(x_TD, residual_TD, self.norm1.weight, eps)
-        x_TD = self.out(self._attended(self.qkv(y_TD), positions_T, table, attend))
+        qkv_TC = self.qkv(enter(y_TD, self.part))
+        x_TD = leave(self.out(self._attended(qkv_TC, positions_T, table, attend)), self.part)
         y_TD, residual_TD = add_rms_norm(x_TD, residual_TD, self.norm2.weight, eps)
-        return self.down(swiglu(self.gate_up(y_TD))), residual_TD
+        if self.experts is not None:
+            return self.experts(y_TD, routing, forgets_swiglu), residual_TD
+        gate_up = self.gate_up(enter(y_TD, self.part))
+        if forgets_swiglu:
+            # the backward pass stops computing again where the input of `down` is there
+            x_TD = checkpoint(self._fed, gate_up, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_TD = self._fed(gate_up)
+        return leave(x_TD, self.part), residual_TD
+
+    def _fed(self, gate_up: Tensor) -> Tensor:
+        return self.down(swiglu(gate_up))
 
     def _attended(
         self, qkv_TC: Tensor, positions_T: Tensor, table: tuple[Tensor, Tensor], attend: Attend
@@ -113,24 +149,51 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model over packed tokens. Built with uninitialised weights."""
+    """A causal language model over packed tokens, or a part of one. Its weights are uninitialised.
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> None:
+    Layers are named by their number in the whole model, whatever the part.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        part: Part = WHOLE,
+    ) -> None:
         super().__init__()
-        self.shape = shape
-        self.embed = nn.Embedding(shape.vocab, shape.width, dtype=dtype, device="meta")
-        self.layers = nn.ModuleList(Layer(shape, i, dtype) for i in range(shape.num_layers))
-        self.norm = Norm(shape.width, dtype)
-        self.head = None if shape.tied else _linear(shape.width, shape.vocab, dtype)
+        self.shape, self.part = shape, part
+        self.vocab_start, num_tokens = share(shape.vocab, part.mesh.tensor)
+        has_embed = part.is_first or (part.is_last and shape.tied)
+        has_head = part.is_last and not shape.tied
+        self.embed = _embedding(num_tokens, shape.width, dtype) if has_embed else None
+        self.layers = nn.ModuleList()
+        for index in range(shape.num_layers) if part.layers is None else part.layers:
+            self.layers.add_module(str(index), Layer(shape, index, dtype, part))
+        self.norm = Norm(shape.width, dtype) if part.is_last else None
+        self.head = _linear(shape.width, num_tokens, dtype) if has_head else None
         # no buffers: a cast of the model to bfloat16 must not touch the angles
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
         if torch.device(device).type != "meta":
             self.to_empty(device=device)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
     def head_weight(self) -> Tensor:
-        """The `[V, D]` matrix of the head: the embedding when tied."""
-        return self.embed.weight if self.head is None else self.head.weight
+        """The `[V, D]` matrix of the head: the embedding when tied; rows of it from `vocab_start`
+        on where tensor ranks share it."""
+        head = self.embed if self.head is None else self.head
+        assert head is not None and self.part.is_last, "the head is on the last stage"
+        return head.weight
 
     def forward(
         self,
@@ -138,29 +201,40 @@ class Decoder(nn.Module):
         positions_T: Tensor,
         attend: Attend,
         recompute: Recompute | None = None,
+        stream_TD: Tensor | None = None,
+        routing: Routing = NO_ROUTING,
     ) -> Tensor:
         """The hidden states `[T, D]` after the final norm; `head_weight` makes logits of them.
 
-        Positions count from 0 in each sequence and must lie below `shape.max_positions`.
+        Positions count from 0 in each sequence and must lie below `shape.max_positions`. A stage
+        that is not the first takes the stream of the one before it, one that is not the last gives
+        it instead of hidden states: fp32 `[T, D]`, or this rank's T / tensor rows of it with
+        sequence parallelism. Hidden states are always all rows, equal on all tensor ranks.
         """
-        table = self.rope_table(tokens_T.device)
+        table = self.rope_table(positions_T.device)
+        layers = list(self.layers)
+        forgets_swiglu = recompute is not None and recompute.granularity == "selective"
 
         def run(x_TD: Tensor, residual_TD: Tensor | None, first: int, last: int):
-            for i in range(first, last):
-                x_TD, residual_TD = self.layers[i](x_TD, residual_TD, positions_T, table, attend)
+            for layer in layers[first:last]:
+                x_TD, residual_TD = layer(
+                    x_TD, residual_TD, positions_T, table, attend, forgets_swiglu, routing
+                )
             return x_TD, residual_TD
 
         def run_summed(x_TD: Tensor, first: int, last: int) -> Tensor:
             x_TD, residual_TD = run(x_TD, None, first, last)
             return x_TD + residual_TD
 
+        assert (stream_TD is None) == self.part.is_first, "the first stage alone takes no stream"
         # the stream that layers add to is fp32: rounded at every sum, the forward passes of trainer
         # and engine would drift apart
-        x_TD, residual_TD = self.embed(tokens_T).float(), None
-        if recompute is None or not torch.is_grad_enabled():
-            x_TD, residual_TD = run(x_TD, residual_TD, 0, len(self.layers))
+        x_TD = self._embedded(tokens_T).float() if stream_TD is None else stream_TD
+        residual_TD = None
+        if recompute is None or forgets_swiglu or not torch.is_grad_enabled():
+            x_TD, residual_TD = run(x_TD, residual_TD, 0, len(layers))
         else:
-            for first, last, is_recomputed in recompute.runs(len(self.layers)):
+            for first, last, is_recomputed in recompute.runs(len(layers)):
                 if is_recomputed:
                     # one tensor is kept at a boundary, not two: the sum is made before it
                     x_TD = checkpoint(
@@ -168,13 +242,53 @@ class Decoder(nn.Module):
                     )
                 else:
                     x_TD, residual_TD = run(x_TD, residual_TD, first, last)
+        return self._finished(x_TD, residual_TD)
+
+    def _embedded(self, tokens_T: Tensor) -> Tensor:
+        assert self.embed is not None, "the embedding is on the first stage"
+        if self.part.mesh.tensor.size == 1:
+            return self.embed(tokens_T)
+        row_T = tokens_T - self.vocab_start
+        is_elsewhere_T = (row_T < 0) | (row_T >= self.embed.num_embeddings)
+        x_TD = self.embed(row_T.masked_fill(is_elsewhere_T, 0))
+        return leave(x_TD.masked_fill(is_elsewhere_T[:, None], 0), self.part)
+
+    def _finished(self, x_TD: Tensor, residual_TD: Tensor | None) -> Tensor:
+        """The hidden states of the last stage, the stream of any other."""
+        if self.norm is None:
+            return x_TD if residual_TD is None else x_TD + residual_TD
         if residual_TD is None:
-            return rms_norm(x_TD, self.norm.weight, self.shape.eps)
-        return add_rms_norm(x_TD, residual_TD, self.norm.weight, self.shape.eps)[0]
+            hidden_TD = rms_norm(x_TD, self.norm.weight, self.shape.eps)
+        else:
+            hidden_TD, _ = add_rms_norm(x_TD, residual_TD, self.norm.weight, self.shape.eps)
+        return all_rows(hidden_TD, self.part.mesh.tensor) if self.part.splits_rows else hidden_TD
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """`[T, V]` logits in the model's dtype; for few rows only, the trainer never makes them."""
-        return functional.linear(hidden_TD, self.head_weight)
+        hidden_TD = copy_in(hidden_TD, self.part.mesh.tensor)
+        return self._all_tokens(functional.linear(hidden_TD, self.head_weight))
+
+    def head_logits(self, hidden_RD: Tensor, invariant: bool = False) -> Tensor:
+        """Logits `[R, V]` in fp32, as `kernels.head.head_logits` gives them; no gradient."""
+        return self._all_tokens(head_logits(hidden_RD, self.head_weight, invariant))
+
+    def _all_tokens(self, logits: Tensor) -> Tensor:
+        """The logits of all tokens, from this rank's columns."""
+        tensor, vocab = self.part.mesh.tensor, self.shape.vocab
+        if tensor.size == 1:
+            return logits
+        missing = -(-vocab // tensor.size) - logits.shape[-1]  # of the last rank
+        return all_rows(functional.pad(logits, (0, missing)).t(), tensor)[:vocab].t()
+
+    def shards(self) -> dict[str, Shard]:
+        """What every parameter here is of the whole model's, by name."""
+        named = self.named_parameters()
+        return {name: shard_of(name, p.shape, self.shape, self.part.mesh) for name, p in named}
+
+    def gradient_axes(self) -> dict[str, tuple[str, ...]]:
+        """The mesh's axes over which the gradient of every parameter is a sum, by name."""
+        names = [name for name, _ in self.named_parameters()]
+        return {name: gradient_axes(name, self.part, tied=self.shape.tied) for name in names}
 
     def rope_table(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[max_positions, H / 2]` in float32 on `device`, made once."""
@@ -192,11 +306,12 @@ class Decoder(nn.Module):
     def init_random(self, seed: int) -> None:
         """Fills matrices from normal(0, 0.02), norms with 1 and biases with 0.
 
-        Each tensor is a function of (seed, its name), drawn in float32 and rounded. Up to
-        `CPU_DRAW_LIMIT` parameters the bits are the same on every device; a larger model draws on
-        the device it lives on and repeats only there.
+        Each tensor is a function of (seed, its name), drawn whole in float32, then cut to what this
+        process holds and rounded. Up to `CPU_DRAW_LIMIT` parameters the bits are the same on every
+        device; a larger model draws on the device it lives on and repeats only there.
         """
         draws_on_cpu = num_parameters(self.shape) <= CPU_DRAW_LIMIT
+        shards = self.shards()
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):
                 parameter.zero_()
@@ -205,12 +320,17 @@ class Decoder(nn.Module):
             else:
                 device = torch.device("cpu") if draws_on_cpu else parameter.device
                 generator = torch.Generator(device).manual_seed(_tensor_seed(seed, name))
-                drawn = torch.empty(parameter.shape, dtype=torch.float32, device=device)
-                parameter.copy_(drawn.normal_(0.0, INIT_STD, generator=generator))
+                shard = shards[name]
+                drawn = torch.empty(shard.global_shape, dtype=torch.float32, device=device)
+                parameter.copy_(shard.of(drawn.normal_(0.0, INIT_STD, generator=generator)))
 
 
 def _linear(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = False) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=bias, dtype=dtype, device="meta")
+
+
+def _embedding(tokens: int, width: int, dtype: torch.dtype) -> nn.Embedding:
+    return nn.Embedding(tokens, width, dtype=dtype, device="meta")
 
 
 def _tensor_seed(seed: int, name: str) -> int:

@@ -51,7 +51,7 @@ class TorchEngine:
         self._decoder = decoder
         self._runner = Runner(
             decoder,
-            num_blocks=num_cache_blocks(cfg, decoder.shape, decoder.embed.weight.dtype, device),
+            num_blocks=num_cache_blocks(cfg, decoder.shape, decoder.dtype, device),
             block_size=cfg.engine_block_size,
             num_slots=cfg.engine_max_running,
             device=device,

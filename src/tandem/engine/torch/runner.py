@@ -22,7 +22,7 @@ from tandem.engine.torch.attend import (
 from tandem.engine.torch.graphs import DecodeGraphs
 from tandem.engine.torch.grouping import find_groups, suffixes
 from tandem.engine.torch.virtual import VirtualMemory
-from tandem.kernels.head import head_logits, token_logprobs
+from tandem.kernels.head import token_logprobs
 from tandem.kernels.sample import choose_tokens, uniform
 from tandem.models.decoder import Decoder
 
@@ -126,7 +126,7 @@ class Runner:
         if self.device.type == "cpu":
             self._cache = self._new_cache(self.num_blocks)
             return
-        sizes, dtype = self._cache_sizes(self.num_blocks), self.decoder.embed.weight.dtype
+        sizes, dtype = self._cache_sizes(self.num_blocks), self.decoder.dtype
         if self._memory is None:
             self._memory = VirtualMemory(math.prod(sizes) * dtype.itemsize, self.device)
         self._memory.take()
@@ -269,7 +269,7 @@ class Runner:
         # what no row asks for is not looked at: a restriction costs milliseconds at 150k tokens
         top_p_R = self._tensor(draws.top_p_R) if (draws.top_p_R < 1).any() else None
         cut_R = top_k_R if (draws.integers_R6[:, 1] > 0).any() else None
-        logits_RV = head_logits(hidden_RD, self.decoder.head_weight, self._is_deterministic)
+        logits_RV = self.decoder.head_logits(hidden_RD, self._is_deterministic)
         u_R = uniform(seed_R, prompt_R, sample_R, place_R)
         how = (u_R, temperature_R, top_p_R, cut_R)
         if draws.forbidden is None:
@@ -290,7 +290,7 @@ class Runner:
         return (shape.num_layers, 2, num_blocks, self.block_size, *heads)
 
     def _new_cache(self, num_blocks: int) -> Tensor:
-        sizes, dtype = self._cache_sizes(num_blocks), self.decoder.embed.weight.dtype
+        sizes, dtype = self._cache_sizes(num_blocks), self.decoder.dtype
         # zeros: a kernel may read past a row's end and mask what it read, which NaN would survive
         if self.device.type == "cpu":
             # numpy's zeros take memory where they are written, torch's at once
