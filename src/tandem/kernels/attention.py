@@ -4,11 +4,19 @@ import functools
 import inspect
 import itertools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tandem.kernels.device import FLASH_4_HEADS, has_flash_attention_4, is_half
+
+
+class Keys(NamedTuple):
+    """How the keys of each sequence lie, where there are more of them than queries."""
+
+    bounds_S: Tensor  # int32, S + 1 cumulative lengths
+    longest: int
 
 
 def packed_attention(
@@ -18,30 +26,43 @@ def packed_attention(
     bounds_S: Tensor,
     longest: int,
     scale: float | None = None,
+    keys: Keys | None = None,
 ) -> Tensor:
     """Attended values `[T, N, H]`, causal within each sequence, with autograd.
 
     `bounds_S` holds S + 1 cumulative lengths (int32), `longest` the longest length, `scale` is
     1 / sqrt(H) unless given. Query head n reads key head n // (N / K). The bits of a sequence do
-    not depend on the others of its row.
+    not depend on the others of its row. With `keys` the queries of a sequence are the last ones of
+    its keys, whose cumulative lengths these are.
     """
     if not (q_TNH.is_cuda and is_half(q_TNH)):
+        if keys is not None:
+            return _suffixes(q_TNH, k_TKH, v_TKH, bounds_S, keys.bounds_S, scale)
         return _by_length(q_TNH, k_TKH, v_TKH, bounds_S, scale)
+    keys = Keys(bounds_S, longest) if keys is None else keys
     if has_flash_attention_4() and q_TNH.shape[-1] in FLASH_4_HEADS:
         from tandem.kernels.cuda import flash
 
-        return flash.packed_attention(q_TNH, k_TKH, v_TKH, bounds_S, longest, scale)
-    return _varlen(q_TNH, k_TKH, v_TKH, bounds_S, longest, scale)
+        return flash.packed_attention(q_TNH, k_TKH, v_TKH, bounds_S, longest, keys, scale)
+    return _varlen(q_TNH, k_TKH, v_TKH, bounds_S, longest, keys, scale)
 
 
-def _varlen(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, longest: int, scale):
+def _varlen(
+    q_TNH: Tensor,
+    k_TKH: Tensor,
+    v_TKH: Tensor,
+    bounds_S: Tensor,
+    longest: int,
+    keys: Keys,
+    scale: float | None,
+) -> Tensor:
     """FlashAttention 2, which torch brings along."""
     from torch.nn.attention.varlen import varlen_attn
 
-    how = {"scale": scale, "window_size": (-1, 0)}  # -1, 0: causal
+    how: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}  # -1, 0: causal
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 never asks
         how["enable_gqa"] = True
-    return varlen_attn(q_TNH, k_TKH, v_TKH, bounds_S, bounds_S, longest, longest, **how)
+    return varlen_attn(q_TNH, k_TKH, v_TKH, bounds_S, keys.bounds_S, longest, keys.longest, **how)
 
 
 def _by_length(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, scale) -> Tensor:
@@ -76,6 +97,31 @@ def _causal(piece: Sequence[Tensor], shape: tuple[int, int], scale: float | None
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def _suffixes(
+    q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, query_bounds_S: Tensor, key_bounds_S: Tensor, scale
+) -> Tensor:
+    """The reference where queries are the last ones of their keys: a call for each sequence."""
+    parts = []
+    spans = zip(
+        itertools.pairwise(query_bounds_S.tolist()),
+        itertools.pairwise(key_bounds_S.tolist()),
+        strict=True,
+    )
+    for (first, last), (first_key, last_key) in spans:
+        num_queries, num_keys = last - first, last_key - first_key
+        is_seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q_TNH.device)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q_TNH[first:last].transpose(0, 1)[None],
+            k_TKH[first_key:last_key].transpose(0, 1)[None],
+            v_TKH[first_key:last_key].transpose(0, 1)[None],
+            attn_mask=is_seen.tril(num_keys - num_queries),
+            scale=scale,
+            enable_gqa=q_TNH.shape[1] != k_TKH.shape[1],
+        )
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tandem.config import OptimConfig
+from tandem.parallel import ALONE, Axis
+from tandem.parallel.collectives import sum_
+from tandem.train.shards import ONE_PROCESS, Rows, Spread, buckets_of, rows_of
 
 MASTER = "optimizer.master."
 FIRST_MOMENT = "optimizer.exp_avg."
@@ -22,22 +25,34 @@ class AdamW:
     single batches are summed in fp32 as they come, and the parameter is rewritten, in place, from
     the master after each step. In bf16 that is 2 + 4 + 8 bytes a parameter at rest and 4 more for
     the gradient, which is freed after each step.
+
+    Processes that hold the same parameters (`Spread.over`) share out masters and moments: each has
+    its rows of them (ZeRO-1, arXiv:1910.02054; Megatron's distributed optimizer). Gradients are
+    summed over them once a step and every process gets all new weights. With
+    `--optimizer-cpu-offload` masters and moments lie in host memory, where the update runs.
     """
 
-    def __init__(self, named: Iterable[tuple[str, Parameter]], cfg: OptimConfig) -> None:
-        self._cfg = cfg
+    def __init__(
+        self,
+        named: Iterable[tuple[str, Parameter]],
+        cfg: OptimConfig,
+        spreads: Mapping[str, Spread] | None = None,
+        world: Axis = ALONE,
+    ) -> None:
+        """`spreads` says how parameters lie on the mesh; `world` is all processes that train."""
+        self._cfg, self._world = cfg, world
         self._parameters = dict(named)
+        self._spreads = {} if spreads is None else dict(spreads)
+        self._buckets = buckets_of(self._parameters, self._spreads)
         self._sums: dict[str, Tensor] = {}  # fp32 gradients of parameters that have a master
-        self._masters: dict[str, Tensor] = {}
+        self._own = {name: self._rows(name, p) for name, p in self._parameters.items()}
+        self._masters = {name: self._master(own) for name, own in self._own.items()}
         for name, parameter in self._parameters.items():
-            if parameter.dtype == torch.float32:
-                self._masters[name] = parameter.detach()
-            else:
-                self._masters[name] = parameter.detach().float()
+            if parameter.dtype != torch.float32:
                 parameter.register_post_accumulate_grad_hook(self._summing(name))
         kept = {} if cfg.use_stateless_adam else self._masters
-        self._first = {name: torch.zeros_like(master) for name, master in kept.items()}
-        self._second = {name: torch.zeros_like(master) for name, master in kept.items()}
+        self._first = {name: self._zeros(master) for name, master in kept.items()}
+        self._second = {name: self._zeros(master) for name, master in kept.items()}
         device = next(iter(self._masters.values())).device
         self._step = torch.zeros((), dtype=torch.float32, device=device)
         # Megatron's rule: norms and biases are not decayed
@@ -48,23 +63,25 @@ class AdamW:
     def step(self, lr: float) -> Tensor:
         """Moves the weights and drops the gradients; gives the gradient's norm, unclipped.
 
-        The norm is a scalar on the device: nothing waits for it here. A norm that is not finite
-        leaves weights, moments and the count of steps as they were. Clipping to `clip_grad` scales
-        by clip / (norm + 1e-6) (Megatron's rule) in the same pass that updates.
+        The norm is a scalar on the device, of the gradient of the whole model, the same on every
+        process: nothing waits for it here. A norm that is not finite leaves weights, moments and
+        the count of steps as they were. Clipping to `clip_grad` scales by clip / (norm + 1e-6)
+        (Megatron's rule) in the same pass that updates.
         """
-        gradients = self._gradients()
-        norm = global_norm(gradients.values())
+        gradients = self._reduced()
+        norm = self._norm(gradients)
+        gradients = self._at_home(gradients)
         is_bad = (~norm.isfinite()).float()
         scale = torch.ones_like(norm)
         if self._cfg.clip_grad > 0:
             scale = ((norm + NORM_EPSILON) / self._cfg.clip_grad).clamp(min=1.0)
+        scale, is_bad = (x.to(self._step.device) for x in (scale, is_bad))
         if self._cfg.use_stateless_adam:
             self._step.zero_()
         self._step += 1
         for names, decay in ((self._decayed, self._cfg.weight_decay), (self._plain, 0.0)):
-            # without a state, moments live for one tensor at a time
-            parts = [[name] for name in names] if self._cfg.use_stateless_adam else [names]
-            for part in filter(None, parts):
+            names = [name for name in names if self._masters[name].numel()]
+            for part in filter(None, self._parts(names)):
                 self._update(part, gradients, lr, decay, scale, is_bad)
         self._step -= is_bad
         self._write_back()
@@ -85,19 +102,25 @@ class AdamW:
     @torch.no_grad()
     def adopt(self) -> None:
         """Takes the parameters' present values as the weights to go on from."""
-        for name, parameter in self._parameters.items():
-            if self._masters[name].data_ptr() != parameter.data_ptr():
-                self._masters[name].copy_(parameter)
+        for name, own in self._own.items():
+            if self._masters[name] is not own:
+                self._masters[name].copy_(own)
+
+    def own_rows(self, name: str) -> Rows:
+        """Which rows of a parameter this process keeps the state of."""
+        spread = self._spreads.get(name, ONE_PROCESS)
+        return rows_of(self._parameters[name].shape[0], spread.over)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to save, by name, in place: loading writes into these.
 
-        Masters that are parameters themselves are not among them.
+        Of each tensor the rows that this process owns (`own_rows`). Masters that are parameters
+        themselves are not among them.
         """
         named = {
             MASTER + name: master
             for name, master in self._masters.items()
-            if master.dtype != self._parameters[name].dtype
+            if master is not self._own[name]
         }
         named |= {FIRST_MOMENT + name: tensor for name, tensor in self._first.items()}
         named |= {SECOND_MOMENT + name: tensor for name, tensor in self._second.items()}
@@ -116,14 +139,59 @@ class AdamW:
 
         return move
 
-    def _gradients(self) -> dict[str, Tensor]:
-        gradients = {
-            name: self._sums.get(name, parameter.grad)
-            for name, parameter in self._parameters.items()
-        }
-        absent = [name for name, gradient in gradients.items() if gradient is None]
-        assert not absent, f"no gradient reached {', '.join(absent[:3])}"
-        return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    def _rows(self, name: str, parameter: Parameter) -> Tensor:
+        """The rows of a parameter whose state this process keeps, a view."""
+        rows = self.own_rows(name)
+        return parameter.detach()[rows.start : rows.stop]
+
+    def _master(self, own: Tensor) -> Tensor:
+        """The fp32 weights that steps move: the parameter's own rows where they can be."""
+        if self._cfg.optimizer_cpu_offload and own.is_cuda:
+            return torch.empty(own.shape, dtype=torch.float32, pin_memory=True).copy_(own)
+        return own if own.dtype == torch.float32 else own.float()
+
+    def _zeros(self, master: Tensor) -> Tensor:
+        return torch.zeros(master.shape, device=master.device, pin_memory=master.is_pinned())
+
+    def _reduced(self) -> dict[str, Tensor]:
+        """This process's rows of the fp32 gradients of the whole step."""
+        gradients: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            gradient = self._sums.pop(name, parameter.grad)
+            assert gradient is not None, f"no gradient reached {name}"
+            parameter.grad = None
+            gradients[name] = gradient
+        own: dict[str, Tensor] = {}
+        for bucket in self._buckets:
+            own |= bucket.reduce(gradients)
+        return own
+
+    def _norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The norm of the whole model's gradient, what several processes hold counted once."""
+        if self._world.size == 1:
+            return global_norm(gradients.values())
+        counted = [
+            gradient
+            for name, gradient in gradients.items()
+            if gradient.numel() and self._spreads[name].is_counted
+        ]
+        total = next(iter(gradients.values())).new_zeros((), dtype=torch.float64)
+        if counted:
+            total = torch.stack(torch._foreach_norm(counted)).double().square().sum()
+        return sum_(total, self._world).sqrt().float()
+
+    def _at_home(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients where the masters lie; copies to the host are queued, then waited for."""
+        if not self._cfg.optimizer_cpu_offload:
+            return gradients
+        moved = {name: g.to("cpu", non_blocking=True) for name, g in gradients.items()}
+        if any(g.is_cuda for g in gradients.values()):
+            torch.cuda.synchronize()
+        return moved
+
+    def _parts(self, names: list[str]) -> list[list[str]]:
+        """What is updated together: without a state, moments live for one tensor at a time."""
+        return [[name] for name in names] if self._cfg.use_stateless_adam else [names]
 
     def _update(
         self,
@@ -160,12 +228,14 @@ class AdamW:
         )
 
     def _write_back(self) -> None:
-        copied = [n for n, p in self._parameters.items() if p.dtype != torch.float32]
+        """Puts the masters into the parameters, on every process that holds them."""
+        copied = [name for name, own in self._own.items() if self._masters[name] is not own]
         if copied:
             torch._foreach_copy_(
-                [self._parameters[name].detach() for name in copied],
-                [self._masters[name] for name in copied],
+                [self._own[name] for name in copied], [self._masters[name] for name in copied]
             )
+        for bucket in self._buckets:
+            bucket.gather(self._own, self._parameters)
 
 
 def global_norm(gradients: Iterable[Tensor]) -> Tensor:

@@ -8,20 +8,27 @@ from torch import Tensor
 
 
 def packed_attention(
-    q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, longest: int, scale: float | None
+    q_TNH: Tensor,
+    k_TKH: Tensor,
+    v_TKH: Tensor,
+    bounds_S: Tensor,
+    longest: int,
+    keys: tuple[Tensor, int],
+    scale: float | None,
 ) -> Tensor:
     """As `attention.packed_attention`; the backward pass gives the same bits every time."""
     from flash_attn.cute import flash_attn_varlen_func
 
+    key_bounds_S, longest_key = keys
     return _first(
         flash_attn_varlen_func(
             q_TNH,
             k_TKH,
             v_TKH,
             cu_seqlens_q=bounds_S,
-            cu_seqlens_k=bounds_S,
+            cu_seqlens_k=key_bounds_S,
             max_seqlen_q=longest,
-            max_seqlen_k=longest,
+            max_seqlen_k=longest_key,
             softmax_scale=scale,
             causal=True,
             deterministic=torch.are_deterministic_algorithms_enabled(),
