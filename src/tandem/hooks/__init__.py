@@ -2,6 +2,7 @@
 
 from tandem.hooks.asking import generate, tokenizer
 from tandem.hooks.load import Hook, Spec, load
+from tandem.hooks.posting import post
 from tandem.hooks.records import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from tandem.rewards.view import DialectSample as Sample
 from tandem.rewards.view import DialectStatus as Status
@@ -16,5 +17,6 @@ __all__ = [
     "Status",
     "generate",
     "load",
+    "post",
     "tokenizer",
 ]

@@ -20,13 +20,21 @@ NAMES = {
 TUPLES = ("stop", "stop_token_ids")
 SETTLED = {"no_stop_trim": True, "spaces_between_special_tokens": False, "n": 1}
 """Names that are understood, with the one value that holds here."""
+SEED = "sampling_seed"
+"""Names the sample over HTTP; here the sample is known."""
 
 
 class Ask(Protocol):
     """Sends tokens to the engine on behalf of one sample: that of the call, where it has one."""
 
     async def __call__(
-        self, tokens: Sequence[int], sampling: Sampling, *, sample: Any, branch: int
+        self,
+        tokens: Sequence[int],
+        sampling: Sampling,
+        *,
+        sample: Any,
+        branch: int,
+        id: str | None = None,
     ) -> Completion: ...
 
 
@@ -76,6 +84,7 @@ async def generate(
             "prompt_tokens": len(tokens),
             "completion_tokens": len(output),
             "cached_tokens": completion.num_cached,
+            "output_versions": completion.version_C.tolist(),
             **({} if version is None else {"weight_version": str(version)}),
         },
     }
@@ -91,7 +100,7 @@ def sampling_of(params: Mapping[str, Any]) -> Sampling:
     unknown = [
         f"{name}={value!r}"
         for name, value in params.items()
-        if name not in NAMES and name not in TUPLES and SETTLED.get(name, ...) != value
+        if name not in (*NAMES, *TUPLES, SEED) and SETTLED.get(name, ...) != value
     ]
     if unknown or "max_new_tokens" not in params:
         raise HookError(
@@ -108,11 +117,14 @@ def sampling_of(params: Mapping[str, Any]) -> Sampling:
     return Sampling(**values)
 
 
-def params_of(sampling: Sampling) -> dict[str, Any]:
-    """The settings by the names of `/generate`, as generate functions get them."""
+def params_of(sampling: Sampling, seed: int) -> dict[str, Any]:
+    """The settings by the names of `/generate`, as generate functions get them.
+
+    `seed` names the sample to `/generate`.
+    """
     params = {name: getattr(sampling, name) for name in NAMES if name != "ignore_eos"}
     params |= {name: list(getattr(sampling, name)) or None for name in TUPLES}
-    return params | {"no_stop_trim": True, "spaces_between_special_tokens": False}
+    return params | {"no_stop_trim": True, "spaces_between_special_tokens": False, SEED: seed}
 
 
 def _line() -> Line:

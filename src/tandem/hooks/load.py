@@ -15,9 +15,10 @@ OURS = {
     "`from tandem.hooks import RolloutFnTrainOutput, RolloutFnEvalOutput`",
     "slime.rollout.filter_hub": "`from slime.rollout.filter_hub.base_types import ...` by "
     "`from tandem.hooks import DynamicFilterOutput`",
-    "slime.utils.http_utils": "`post` to the router by `tandem.hooks.generate`, "
-    "which answers alike",
-    "slime.rollout.sglang_rollout": "slime's own generate by `tandem.hooks.generate`",
+    "slime.utils.http_utils": "`from slime.utils.http_utils import post` by "
+    "`from tandem.hooks import post`",
+    "slime.rollout.sglang_rollout": "slime's own generate by `tandem.hooks.generate` and "
+    "`GenerateState(args).tokenizer` by `tandem.hooks.tokenizer()`",
 }
 """What to write instead of an import of slime."""
 

@@ -1,7 +1,7 @@
 """The event loop that sampling, hooks and rewards share, and how a run is asked to end."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from tandem.errors import Stopped
@@ -16,6 +16,7 @@ class EventLoop:
         self._runner = asyncio.Runner()
         self._task: asyncio.Task[Any] | None = None
         self._is_stopping = False
+        self._closings: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The coroutine's result; raises Stopped when a stop was asked for before its end."""
@@ -41,8 +42,14 @@ class EventLoop:
     def is_stopping(self) -> bool:
         return self._is_stopping
 
+    def at_close(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Has this run on the loop before it closes, even if a stop was asked for."""
+        self._closings.append(closing)
+
     def close(self) -> None:
-        """Cancels what is left and closes the loop."""
+        """Runs what was left for the end, cancels the rest and closes the loop."""
+        while self._closings:
+            self._runner.run(self._closings.pop()())
         self._runner.close()
 
     async def _watched(self, work: Coroutine[Any, Any, Result], results: "list[Result]") -> None:

@@ -27,8 +27,10 @@ from tandem.rollout.custom.filters import buffer_filter, dynamic_filter
 from tandem.rollout.custom.functions import CustomEvaluator, CustomRollout
 from tandem.rollout.custom.generating import CustomGenerator
 from tandem.rollout.custom.sources import CustomSource, DataSourceView
+from tandem.rollout.custom.switchboard import Switchboard
 from tandem.rollout.settings import training_sampling
 from tandem.rollout.supply import first_in
+from tandem.runtime.serving import asks_engine, served
 from tandem.types import Rollout
 
 
@@ -52,19 +54,24 @@ class Sampling:
         events: EventLoop,
     ) -> None:
         """`args` is what hooks see of the settings."""
-        self._cfg, self._args = cfg, args
+        self._cfg = cfg
         self._events, self._max_context = events, max_context
         self._key = cfg.reward.reward_key
         self._source = source
+        door = Door(engine, concurrency=cfg.engine.sglang_server_concurrency)
+        switchboard = Switchboard(engine, door)
+        if asks_engine(cfg):
+            args = served(cfg, args, switchboard, tokenizer, max_context, events)
+        self._args = args
         waiting = cfg.rollout.buffer_filter_path
         choose = first_in if waiting is None else buffer_filter(waiting, args)
         self._supply = Supply(source, cfg.data.n_samples_per_prompt, choose)
-        door = Door(engine, concurrency=cfg.engine.sglang_server_concurrency)
         generator = CustomGenerator(
             Generator(door, tokenizer),
             door,
             tokenizer,
             args,
+            switchboard=switchboard,
             path=cfg.rollout.custom_generate_function_path,
             hooks=cfg.rollout.rollout_sample_hook_path,
             reward_key=self._key,

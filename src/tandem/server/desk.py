@@ -131,7 +131,8 @@ class Desk:
                 else:
                     piece = await self._ask_engine(ask, written, interval)
                     written = self._cut_at_stop(ask, _joined(written, piece), count)
-                    is_whole = is_last(ask, written)
+                    # an engine that has no room left adds nothing, however often it is asked
+                    is_whole = is_last(ask, written) or len(written.tokens_C) == count
                 if is_whole and ask.turn is not None:
                     said = ask.said and ask.said(written, ask.choice)
                     ask.turn.finish(written, said)
@@ -144,11 +145,15 @@ class Desk:
         """Ends a request, or all; they answer with ABORT and what was written."""
         ids = list(self._live) if id is None else [id] if id in self._live else []
         self._aborted.update(ids)
-        await self._engine.abort([name for one in ids for name in self._live[one]])
+        names = [name for one in ids for name in self._live[one]]
+        if names:
+            await self._engine.abort(names)
 
     def _limit(self, length: int, asked: int | None, session: Session | None) -> int:
-        """New tokens that fit; Refusal where the request wants more than that."""
+        """New tokens that fit; Refusal where the request wants more and that is not cut off."""
         room = self._settings.max_context - length
+        if self._settings.cuts_to_context:
+            return max(0, room if asked is None else min(asked, room))
         if room < (asked or 0) or room < 0:
             raise Refusal(
                 f"the prompt has {length} tokens and {asked or 0} more are wanted; the context "

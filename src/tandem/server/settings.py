@@ -22,6 +22,7 @@ class ServerSettings:
     max_choices: int = 1024  # answers that one request may ask for
     stream_interval: int = 8  # tokens between two events of a stream
     seed: int = 0  # of requests that bring none
+    cuts_to_context: bool = False  # a request for more than fits gets what fits, not a refusal
 
 
 class Samples(Protocol):

@@ -24,10 +24,14 @@ async def growths(
     queue: asyncio.Queue[Growth | BaseException] = asyncio.Queue()
 
     async def one(place: int, ask: Ask) -> None:
+        is_over = False
         try:
             async with aclosing(desk.pieces(ask, interval=interval)) as pieces:
                 async for piece in pieces:
-                    queue.put_nowait((place, piece, is_last(ask, piece)))
+                    is_over = is_last(ask, piece)
+                    queue.put_nowait((place, piece, is_over))
+            if not is_over:  # the engine had no room for what was asked
+                queue.put_nowait((place, piece, True))
         except Exception as error:
             queue.put_nowait(error)
 

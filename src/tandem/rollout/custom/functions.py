@@ -45,10 +45,16 @@ class Means:
     num_samples: int
     reward_key: str | None
 
-    async def asked(self, hook: Hook, rollout_id: int, source: Any, *, evaluation: bool) -> Any:
+    async def asked(
+        self, hook: Hook, rollout_id: int, source: DataSourceView, *, evaluation: bool
+    ) -> Any:
         """What the function says; raises HookError that names it."""
         ask = asker(
-            self.door, seed=self.seed, max_context=self.max_context, num_samples=self.num_samples
+            self.door,
+            seed=self.seed,
+            max_context=self.max_context,
+            num_samples=self.num_samples,
+            written=source.written,
         )
         token = LINE.set(Line(ask=ask, tokenizer=self.tokenizer))
         try:
@@ -148,6 +154,7 @@ class CustomEvaluator:
     async def _evaluate(self) -> RolloutFnEvalOutput:
         rollout_id = self._means.door.version  # the version of the weights counts rollouts
         said = await self._means.asked(self._hook, rollout_id, self._view, evaluation=True)
+        self._view.forget()
         if isinstance(said, Mapping):
             said = RolloutFnEvalOutput(data=said)
         if not isinstance(said, RolloutFnEvalOutput):

@@ -9,8 +9,9 @@ from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, Spec, load
 from tandem.hooks.asking import LINE, Line, params_of
 from tandem.rewards.view import view_of
-from tandem.rollout.custom.line import Place, asker
+from tandem.rollout.custom.line import Place, Written, asker
 from tandem.rollout.custom.samples import Misshapen, fresh_view, sample_of
+from tandem.rollout.custom.switchboard import Switchboard, sampling_seed
 from tandem.rollout.door import Door
 from tandem.rollout.groups import Continue
 from tandem.rollout.settings import Terms
@@ -48,11 +49,16 @@ class CustomGenerator:
         tokenizer: Any,
         args: Any,
         *,
+        switchboard: Switchboard,
         path: str | None = None,
         hooks: Iterable[str] = (),
         reward_key: str | None = None,
     ) -> None:
-        """`hooks` are those before the reward, called in order. Raises HookError."""
+        """`hooks` are those before the reward, called in order. Raises HookError.
+
+        `switchboard` is where requests come out that a generate function posts over HTTP.
+        """
+        self._switchboard = switchboard
         self._default, self._door, self._tokenizer, self._args = default, door, tokenizer, args
         self._path = path
         self._reward_key = reward_key
@@ -83,18 +89,26 @@ class CustomGenerator:
     async def _generated(
         self, hook: Hook, prompt: Prompt, sample: Sample, terms: Terms
     ) -> Sequence[Sample]:
-        view = fresh_view(prompt, sample)
-        params = params_of(terms.sampling)
-        more = {"evaluation": terms.is_evaluation} if "evaluation" in hook.optional else {}
+        view, written = fresh_view(prompt, sample), Written()
         place = Place(prompt=prompt.index, sample=sample.position)
-        ask = asker(self._door, seed=terms.seed, max_context=terms.max_context, place=place)
+        number = sampling_seed(terms.seed, place)
+        params = params_of(terms.sampling, number)
+        more = {"evaluation": terms.is_evaluation} if "evaluation" in hook.optional else {}
+        ask = asker(
+            self._door,
+            seed=terms.seed,
+            max_context=terms.max_context,
+            place=place,
+            written=lambda _: written,
+        )
         token = LINE.set(Line(ask=ask, tokenizer=self._tokenizer))
         try:
-            said = await hook.call(self._args, view, params, **more)
+            with self._switchboard.connected(number, ask):
+                said = await hook.call(self._args, view, params, **more)
             views = said if isinstance(said, list) else [said]
             if not views:
                 raise Misshapen("returned no sample")
-            samples = [self._back(one, sample) for one in views]
+            samples = [self._back(one, sample, written) for one in views]
         except TandemError:
             raise
         except Exception as error:
@@ -122,8 +136,14 @@ class CustomGenerator:
         self._num_right += 1
         return changed
 
-    def _back(self, view: Any, before: Sample) -> Sample:
-        return sample_of(view, before, version=self._door.version, reward_key=self._reward_key)
+    def _back(self, view: Any, before: Sample, written: Written | None = None) -> Sample:
+        return sample_of(
+            view,
+            before,
+            version=self._door.version,
+            reward_key=self._reward_key,
+            written=written,
+        )
 
     def _failed(self, hook: Hook, error: Exception, sample: Sample) -> Sample:
         """The sample as one that could not be sampled; raises HookError when none ever could."""

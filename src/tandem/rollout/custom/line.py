@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,27 @@ class Place:
     sample: int
 
 
+class Written:
+    """What an engine added for one attempt: hooks keep tokens, not the weights that chose them."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Completion]] = []
+
+    def add(self, start: int, completion: Completion) -> None:
+        """The completion of a request that had `start` tokens."""
+        self._parts.append((start, completion))
+
+    def versions_on(self, tokens_T: np.ndarray, version_T: np.ndarray) -> np.ndarray:
+        """`version_T` with the versions of the tokens that lie where an engine put them."""
+        version_T = version_T.copy()
+        for start, completion in self._parts:
+            tokens_C = completion.tokens_C[: max(0, len(tokens_T) - start)]
+            differs_C = tokens_T[start : start + len(tokens_C)] != tokens_C
+            count = int(differs_C.argmax()) if differs_C.any() else len(tokens_C)
+            version_T[start : start + count] = completion.version_C[:count]
+        return version_T
+
+
 def asker(
     door: Door,
     *,
@@ -32,23 +53,30 @@ def asker(
     max_context: int | None,
     place: Place | None = None,
     num_samples: int = 1,
+    written: Callable[[Place], Written] | None = None,
 ) -> Ask:
     """Asks the engine for one sample, or for the one that is named, from any thread.
 
-    Without a `place` a sample's own numbers say it: `num_samples` is the size of a group.
+    Without a `place` a sample's own numbers say it: `num_samples` is the size of a group. What
+    comes back is noted where `written` says.
     """
     numbers = itertools.count()
     home = asyncio.get_running_loop()
 
     async def ask(
-        tokens: Sequence[int], sampling: Sampling, *, sample: Any, branch: int
+        tokens: Sequence[int],
+        sampling: Sampling,
+        *,
+        sample: Any = None,
+        branch: int = 0,
+        id: str | None = None,
     ) -> Completion:
         whose = place or _place_of(sample, num_samples)
         room = sampling.max_new_tokens
         if max_context is not None:
             room = min(room, max_context - len(tokens))
         request = Request(
-            id=f"{seed}-{whose.prompt}-{whose.sample}-{branch}-{next(numbers)}",
+            id=id or f"{seed}-{whose.prompt}-{whose.sample}-{branch}-{next(numbers)}",
             tokens_T=np.asarray(tokens, np.int32),
             sampling=replace(sampling, max_new_tokens=max(0, room)),
             key=SampleKey(seed=seed, prompt=whose.prompt, sample=whose.sample + branch * BRANCH),
@@ -57,8 +85,13 @@ def asker(
         if room <= 0:
             return unanswered(request, Ending.LENGTH)
         if asyncio.get_running_loop() is home:
-            return await door.ask(request)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(door.ask(request), home))
+            completion = await door.ask(request)
+        else:
+            asked = asyncio.run_coroutine_threadsafe(door.ask(request), home)
+            completion = await asyncio.wrap_future(asked)
+        if written is not None:
+            written(whose).add(len(tokens), completion)
+        return completion
 
     return ask
 

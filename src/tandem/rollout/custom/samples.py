@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tandem.rewards.view import DialectSample, DialectStatus, view_of
+from tandem.rollout.custom.line import Written
 from tandem.types import NO_VERSION, Ending, Group, Prompt, Sample
 
 ENDING_OF = {
@@ -35,21 +36,33 @@ def views_of(group: Group) -> list[DialectSample]:
     return [view_of(group.prompt, sample) for sample in group.samples]
 
 
-def sample_of(view: Any, before: Sample, *, version: int, reward_key: str | None) -> Sample:
+def sample_of(
+    view: Any,
+    before: Sample,
+    *,
+    version: int,
+    reward_key: str | None,
+    written: Written | None = None,
+) -> Sample:
     """The sample that a hook made of `before`; raises Misshapen.
 
-    Tokens that `before` had keep the version that chose them, new ones are of `version`. A sample
+    Tokens that `before` had keep the version that chose them, tokens that an engine has `written`
+    have the version that it noted, others `version` or the newest of `weight_versions`. A sample
     with `remove_sample` keeps its tokens, and none is trained.
     """
     if not isinstance(view, DialectSample):
         raise Misshapen(f"got {type(view).__name__}; wanted the sample, or one made with Sample()")
     tokens_T = np.asarray(view.tokens, dtype=np.int32)
     sampled_T, logprobs_T = _columns(view, len(tokens_T))
-    version_T = np.where(sampled_T, version, NO_VERSION).astype(np.int32)
+    told = [int(one) for one in view.weight_versions if str(one).isdecimal()]
+    version_T = np.full(len(tokens_T), max(version, *told, NO_VERSION), np.int32)
+    if written is not None:
+        version_T = written.versions_on(tokens_T, version_T)
     known = min(len(tokens_T), before.num_tokens)
     if (tokens_T[:known] == before.tokens_T[:known]).all():
-        was_sampled_T = sampled_T[:known] & before.sampled_T[:known]
-        version_T[:known][was_sampled_T] = before.version_T[:known][was_sampled_T]
+        was_T = before.sampled_T[:known]
+        version_T[:known][was_T] = before.version_T[:known][was_T]
+    version_T[~sampled_T] = NO_VERSION
     metadata = dict(view.metadata)
     for name in ("generate_function_path", "custom_rm_path"):
         if getattr(view, name) is not None:

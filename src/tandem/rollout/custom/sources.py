@@ -9,6 +9,7 @@ import numpy as np
 from tandem.errors import HookError
 from tandem.hooks import Spec, load
 from tandem.rewards.view import DialectSample
+from tandem.rollout.custom.line import Place, Written
 from tandem.rollout.custom.samples import Misshapen, sample_of, views_of
 from tandem.rollout.supply import Supply
 from tandem.types import Group, Prompt
@@ -24,6 +25,7 @@ class DataSourceView:
         self._supply = supply
         self._reward_key = reward_key
         self._shown: dict[int, tuple[list[DialectSample], Group]] = {}
+        self._written: dict[Place, Written] = {}
 
     def get_samples(self, num_samples: int) -> list[list[DialectSample]]:
         """The next groups: those that wait, then fresh ones."""
@@ -47,23 +49,35 @@ class DataSourceView:
         if before is None:
             known = self._shown.pop(id(views), None)
             before = known[1] if known else self._by_index(views)
+        index = before.prompt.index
         by_index = {sample.index: sample for sample in before.samples}
         samples = []
         for view in views:
             parent = by_index.get(view.index) if view.index is not None else None
             if parent is None:
-                raise Misshapen(f"sample {view.index} is none of prompt {before.prompt.index}")
+                raise Misshapen(f"sample {view.index} is none of prompt {index}")
             samples.append(
                 replace(
-                    sample_of(view, parent, version=_version(view), reward_key=self._reward_key),
+                    sample_of(
+                        view,
+                        parent,
+                        version=0,
+                        reward_key=self._reward_key,
+                        written=self.written(Place(prompt=index, sample=parent.position)),
+                    ),
                     rollout=parent.rollout if view.rollout_id is None else view.rollout_id,
                 )
             )
         return replace(before, samples=tuple(samples))
 
+    def written(self, place: Place) -> Written:
+        """What an engine added to a sample since `forget`."""
+        return self._written.setdefault(place, Written())
+
     def forget(self) -> None:
         """Lets go of groups that nobody brought back."""
         self._shown.clear()
+        self._written.clear()
 
     def __len__(self) -> int:
         return len(self._supply)
@@ -158,9 +172,3 @@ class CustomSource:
         return self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-
-
-def _version(view: DialectSample) -> int:
-    """The newest weights that wrote a sample, by what it says itself."""
-    told = [int(one) for one in view.weight_versions if str(one).isdecimal()]
-    return max(told, default=0)
