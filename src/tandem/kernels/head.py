@@ -1,4 +1,9 @@
-"""Log-probs of given tokens, straight from hidden states, without a `[T, V]` tensor in fp32."""
+"""Log-probs of given tokens, straight from hidden states, without a `[T, V]` tensor in fp32.
+
+The ranks of a tensor axis may each have some rows of the head: those of the tokens from
+`vocab_start` on. Each works on its own columns of logits; what a row needs of all of them is three
+numbers a rank, gathered once for all rows.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,6 +14,8 @@ from torch import Tensor
 
 from tandem.kernels.device import is_fused
 from tandem.kernels.linear import invariant_linear
+from tandem.parallel.collectives import gather, sum_
+from tandem.parallel.mesh import ALONE, Axis
 
 _CHUNK_BYTES_CPU = 1 << 23  # fp32 logits of a chunk stay in the cache
 _CHUNK_BYTES_CUDA = 5 << 26  # 512 rows at a vocabulary of 151,936: enough to keep matmuls busy
@@ -17,6 +24,9 @@ _TILE_ROWS = 128  # of a matmul on CUDA: the last tile should be full
 _CHUNKS_TOGETHER = 8
 """Chunks whose gradients of logits, bf16, wait for one product with the hidden states: adding to
 the weight's gradient costs reading and writing it, 1.6 GB in fp32 for that vocabulary."""
+
+_NOTHING = -1e30
+"""The logit of a masked token: finite, so that a rank may have masked all of its own."""
 
 TopMask = tuple[Tensor, Tensor]
 """Token ids that may be chosen, `[M]` int64, and where each row's begin in it, `[T + 1]` int64."""
@@ -33,6 +43,8 @@ def token_logprobs(
     top_mask: TopMask | None = None,
     invariant: bool = False,
     keep_bytes: int = 0,
+    axis: Axis = ALONE,
+    vocab_start: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs `[T]` of `targets_T`, and the entropy `[T]` in nats when asked for, both fp32.
 
@@ -45,6 +57,9 @@ def token_logprobs(
     `choose_tokens` on `head_logits(..., invariant=True)`. With `keep_bytes`, the first rows whose
     log-probs of all tokens fit in so much memory, in the dtype of `hidden_TD`, keep them for the
     backward pass, which is spared a quarter of its products.
+
+    On an `axis` of several ranks, `weight_VD` is this rank's rows, from token `vocab_start` on, and
+    hidden states, targets, results and their gradients are equal on all of them.
     """
     ask = _Ask(
         inverse=float(torch.tensor(1.0, device="cpu") / torch.tensor(temperature, device="cpu")),
@@ -53,8 +68,12 @@ def token_logprobs(
         entropy_needs_grad=entropy_needs_grad,
         invariant=invariant,
         keep_rows=keep_bytes // (len(weight_VD) * hidden_TD.element_size()),
+        axis=axis,
     )
     ids_M, starts_T = top_mask if top_mask is not None else (None, None)
+    if axis.size > 1:
+        targets_T = _rows_of(targets_T, vocab_start, len(weight_VD))
+        ids_M = None if ids_M is None else _rows_of(ids_M, vocab_start, len(weight_VD))
     logprobs_T, entropy_T = _TokenLogprobs.apply(
         hidden_TD, weight_VD, targets_T, ids_M, starts_T, ask
     )
@@ -81,6 +100,7 @@ class _Ask:
     entropy_needs_grad: bool
     invariant: bool
     keep_rows: int
+    axis: Axis
 
     def num_kept(self, num_rows: int) -> int:
         """Whole chunks, so that what is kept does not change what is computed together."""
@@ -93,12 +113,19 @@ class _Saved(NamedTuple):
 
     hidden_TD: Tensor
     weight_VD: Tensor
-    targets_T: Tensor
+    targets_T: Tensor  # rows of the head; the number of its rows: another rank's
     ids_M: Tensor | None
     starts_T: Tensor | None
     lse_T: Tensor
     full_lse_T: Tensor  # of the unmasked row
     entropy_T: Tensor | None
+    shift_T: Tensor | None  # of what was kept to log-probs; None: nothing
+
+
+def _rows_of(tokens: Tensor, start: int, size: int) -> Tensor:
+    """The rows of `tokens` in a head of `size` tokens from `start` on; `size` for all others."""
+    rows = tokens - start
+    return rows.where((rows >= 0) & (rows < size), size)
 
 
 def _fitting_chunk(weight_VD: Tensor) -> int:
@@ -128,9 +155,19 @@ class _TokenLogprobs(torch.autograd.Function):
             if starts_T is not None:
                 _mask(logits, target, ids_M, starts_T, rows)
                 logprobs_T[rows], lse_T[rows], _ = _row_logprobs(logits, target, ask)
+        shift_T = None
+        if ask.axis.size > 1 and num_rows:
+            is_here_T, own_lse_T = targets_T < len(weight_VD), lse_T
+            ranks = (is_here_T, ask.axis)
+            logprobs_T, lse_T, whole_T = _over_ranks(logprobs_T, lse_T, entropy_T, *ranks)
+            if starts_T is not None:
+                _, full_lse_T, whole_T = _over_ranks(logprobs_T, full_lse_T, entropy_T, *ranks)
+            else:
+                full_lse_T = lse_T
+            entropy_T, shift_T = whole_T, lse_T - own_lse_T
         ctx.ask, ctx.kept = ask, kept
         ctx.save_for_backward(
-            hidden_TD, weight_VD, targets_T, ids_M, starts_T, lse_T, full_lse_T, entropy_T
+            hidden_TD, weight_VD, targets_T, ids_M, starts_T, lse_T, full_lse_T, entropy_T, shift_T
         )
         if entropy_T is not None and not ask.entropy_needs_grad:
             ctx.mark_non_differentiable(entropy_T)
@@ -150,6 +187,8 @@ class _TokenLogprobs(torch.autograd.Function):
             if needs_weight:
                 grad_weight_VD = _accumulate(grad_weight_VD, part, hidden_TD[block])
         ctx.kept = None  # overwritten; a second backward pass computes anew
+        if grad_hidden_TD is not None and len(grad_hidden_TD):
+            sum_(grad_hidden_TD, ctx.ask.axis)
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         elif needs_weight:
@@ -181,7 +220,12 @@ def _chunks(start: int, stop: int, chunk: int) -> list[slice]:
 def _row_logprobs(
     logits: Tensor, target: Tensor, ask: _Ask
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probs of the targets, log-sum-exps and entropies of a chunk of fp32 logits."""
+    """Log-probs of the targets, log-sum-exps and entropies of a chunk of fp32 logits.
+
+    The log-prob of a target that is another rank's is that of any token.
+    """
+    if ask.axis.size > 1:
+        target = target.clamp(max=logits.shape[1] - 1)
     if is_fused(logits):
         from tandem.kernels.cuda import head as fused
 
@@ -193,6 +237,21 @@ def _row_logprobs(
         return logprobs, lse, None
     # -sum p log p, as lse - sum p x: no row of log-probs is made
     return logprobs, lse, lse - torch.linalg.vecdot((scaled - lse[:, None]).exp_(), scaled)
+
+
+def _over_ranks(
+    logprobs_T: Tensor, lse_T: Tensor, entropy_T: Tensor | None, is_here_T: Tensor, axis: Axis
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probs, log-sum-exps and entropies of whole rows, from those of each rank's columns."""
+    target_T = (logprobs_T + lse_T).where(is_here_T, 0)
+    columns = [lse_T, target_T] if entropy_T is None else [lse_T, target_T, lse_T - entropy_T]
+    parts_RCT = torch.stack(gather(torch.stack(columns), axis))  # R ranks, C columns
+    total_T = parts_RCT[:, 0].logsumexp(0)
+    logprobs_T = parts_RCT[:, 1].sum(0) - total_T
+    if entropy_T is None:
+        return logprobs_T, total_T, None
+    means_RT = parts_RCT[:, 2] * (parts_RCT[:, 0] - total_T).exp()
+    return logprobs_T, total_T, total_T - means_RT.sum(0)
 
 
 def _keep(logits: Tensor, lse: Tensor, inverse: float, out: Tensor) -> None:
@@ -223,7 +282,8 @@ def _logits_gradient(
         logits = head_logits(saved.hidden_TD[rows], saved.weight_VD, ask.invariant)
         scale, lse = ask.inverse, saved.lse_T[rows]
     else:
-        logits, scale, lse = kept, 1.0, torch.zeros_like(saved.lse_T[rows])
+        logits, scale = kept, 1.0
+        lse = torch.zeros_like(saved.lse_T[rows]) if saved.shift_T is None else saved.shift_T[rows]
     target, grad = saved.targets_T[rows], grad_T[rows]
     entropy = grad_entropy = None
     if grad_entropy_T is not None and saved.entropy_T is not None:
@@ -244,6 +304,9 @@ def _logits_gradient(
         _mask(logits, target, saved.ids_M, saved.starts_T, rows)
     # d log p[target] / dx = onehot - p
     grad_logits = logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
+    if ask.axis.size > 1:
+        grad = grad.where(target < logits.shape[1], 0)
+        target = target.clamp(max=logits.shape[1] - 1)
     grad_logits.scatter_add_(1, target[:, None], grad[:, None])
     if pull is not None:
         grad_logits.sub_(pull)
@@ -264,11 +327,12 @@ def _accumulate(total_VD: Tensor | None, grad_logits: Tensor, hidden: Tensor) ->
 
 
 def _mask(logits: Tensor, target: Tensor, ids_M: Tensor, starts_T: Tensor, rows: slice) -> None:
-    """Puts -inf at tokens that a row which names any does not name, but for its target."""
-    starts = starts_T[rows.start : rows.stop + 1]
+    """Masks tokens that a row which names any does not name, but for its target."""
+    starts, vocab = starts_T[rows.start : rows.stop + 1], logits.shape[1]
     counts = starts.diff()
-    keep = (counts == 0)[:, None].expand_as(logits).clone()
+    # the last column is for tokens of other ranks
+    keep = (counts == 0)[:, None].repeat(1, vocab + 1)
     row_M = torch.arange(len(target), device=logits.device).repeat_interleave(counts)
     keep[row_M, ids_M[starts[0] : starts[-1]]] = True
     keep.scatter_(1, target[:, None], True)
-    logits.masked_fill_(~keep, float("-inf"))
+    logits.masked_fill_(~keep[:, :vocab], _NOTHING)
