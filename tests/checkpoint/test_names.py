@@ -13,7 +13,18 @@ from tandem.checkpoint.names import (
     to_hugging_face,
 )
 from tandem.errors import CheckpointError
+from tandem.models.mixture import Mixture
 from tandem.models.shape import Shape
+
+MIXTURE = Mixture(
+    num_experts=3,
+    per_token=2,
+    ffn=4,
+    layers=(1,),
+    normalises=True,
+    shared_ffn=6,
+    has_shared_gate=True,
+)
 
 
 def _shape(**changes) -> Shape:
@@ -40,10 +51,11 @@ def _ours(shape: Shape) -> dict[str, torch.Tensor]:
     return {name: torch.randn(size) for name, size in our_shapes(shape).items()}
 
 
+@pytest.mark.parametrize("mixture", [None, MIXTURE])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("key_heads", [1, 2, 6])
-def test_there_and_back_changes_no_bit(tied, key_heads):
-    shape = _shape(tied=tied, num_key_heads=key_heads)
+def test_there_and_back_changes_no_bit(tied, key_heads, mixture):
+    shape = _shape(tied=tied, num_key_heads=key_heads, mixture=mixture)
     ours = _ours(shape)
     theirs = dict(to_hugging_face(shape, ours.items()))
     assert {name: tuple(t.shape) for name, t in theirs.items()} == hugging_face_shapes(shape)
@@ -81,9 +93,24 @@ def test_gate_and_up_alternate():
     assert merged.flatten().tolist() == [0, 1, 0, 1]
 
 
-def test_names_of_both_worlds_match():
-    for ours in our_shapes(_shape()):
-        assert {our_name(theirs) for theirs in hugging_face_names(ours)} == {ours}
+def test_each_expert_is_a_tensor_of_its_own():
+    shape = _shape(mixture=MIXTURE)
+    ours = _ours(shape)
+    theirs = dict(to_hugging_face(shape, ours.items()))
+    gate_up, down = (ours[f"layers.1.experts.{name}.weight"] for name in ("gate_up", "down"))
+    expert = "model.layers.1.mlp.experts.2."
+    assert theirs[expert + "gate_proj.weight"].equal(gate_up[2, 0::2])
+    assert theirs[expert + "up_proj.weight"].equal(gate_up[2, 1::2])
+    assert theirs[expert + "down_proj.weight"].equal(down[2])
+    assert "model.layers.1.mlp.gate_proj.weight" not in theirs
+    assert "model.layers.0.mlp.gate_proj.weight" in theirs
+
+
+@pytest.mark.parametrize("mixture", [None, MIXTURE])
+def test_names_of_both_worlds_match(mixture):
+    shape = _shape(mixture=mixture)
+    for ours in our_shapes(shape):
+        assert {our_name(theirs) for theirs in hugging_face_names(shape, ours)} == {ours}
 
 
 def test_split_tensors_can_be_sent_and_saved():

@@ -20,6 +20,15 @@ SIZES = {
     "eos_token_id": 5,
 }
 
+EXPERT_SIZES = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    # layer 1 is dense
+    "mlp_only_layers": [1],
+}
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -40,6 +49,8 @@ def make_model() -> Callable:
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+        "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
     }
 
     def make(family: str, **changes):
@@ -51,6 +62,9 @@ def make_model() -> Callable:
             },
             "qwen2": {},
             "llama": {"rope_parameters": LLAMA3_ROPE},
+            "qwen3_moe": EXPERT_SIZES | {"head_dim": 16},
+            "qwen2_moe": EXPERT_SIZES
+            | {"shared_expert_intermediate_size": 40, "norm_topk_prob": False},
         }[family]
         config_class, model_class = kinds[family]
         config = config_class(**SIZES | own | changes)

@@ -70,7 +70,7 @@ def test_num_parameters_of_qwen3_4b():
 
 
 def test_num_parameters_counts_every_tensor(make_model):
-    for family in ("qwen3", "qwen2", "llama"):
+    for family in ("qwen3", "qwen2", "llama", "qwen3_moe", "qwen2_moe"):
         for tied in (True, False):
             model = make_model(family, tie_word_embeddings=tied)
             wanted = sum(parameter.numel() for parameter in model.parameters())
@@ -96,7 +96,7 @@ def test_forward_flops_of_one_layer_by_hand():
 
 def test_unknown_family_is_named_with_the_known_ones():
     with pytest.raises(
-        ConfigError, match="'gpt2' is not implemented; known are llama, qwen2, qwen3"
+        ConfigError, match="'gpt2' is not implemented; known are llama, qwen2, qwen2_moe, qwen3"
     ):
         shape_of(QWEN3_4B | {"model_type": "gpt2"})
 

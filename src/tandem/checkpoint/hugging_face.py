@@ -69,7 +69,9 @@ def read_hugging_face(shape: Shape, folder: str | Path) -> Iterator[tuple[str, T
             where = _open(stack, folder)
             _check(shape, folder, where)
             for name in our_shapes(shape):
-                parts = [where[theirs].get_tensor(theirs) for theirs in hugging_face_names(name)]
+                parts = [
+                    where[theirs].get_tensor(theirs) for theirs in hugging_face_names(shape, name)
+                ]
                 yield name, merge(shape, name, parts)
         except SafetensorError as error:
             raise CheckpointError(

@@ -1,8 +1,9 @@
 """Parameter names: ours, those of Hugging Face, and the bit-exact way between the two.
 
 Ours keep a layer's q, k, v in one matrix (rows grouped by key head: its query heads, its key, its
-value) and its gate and up in another (rows alternating), see `models/decoder.py`. Both directions
-only permute rows, so a way there and back changes no bit. Row shards of whole key heads work too.
+value) and its gate and up in another (rows alternating), see `models/decoder.py`; the matrices of
+all experts of a layer are one tensor. Both directions only permute rows, so a way there and back
+changes no bit. Row shards of whole key heads work too.
 """
 
 import re
@@ -34,9 +35,23 @@ _INNER = {
     "norm2.weight": ("post_attention_layernorm.weight",),
     "gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "down.weight": ("mlp.down_proj.weight",),
+    "experts.router.weight": ("mlp.gate.weight",),
+    "experts.shared_gate_up.weight": (
+        "mlp.shared_expert.gate_proj.weight",
+        "mlp.shared_expert.up_proj.weight",
+    ),
+    "experts.shared_down.weight": ("mlp.shared_expert.down_proj.weight",),
+    "experts.shared_gate.weight": ("mlp.shared_expert_gate.weight",),
 }
+_EACH_EXPERT = {
+    "experts.gate_up.weight": ("gate_proj.weight", "up_proj.weight"),
+    "experts.down.weight": ("down_proj.weight",),
+}
+"""Tensors `[E, ...]` of ours, and what each expert has of them."""
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(.+)")
 _OUTER_BACK = {theirs: ours for ours, theirs in _OUTER.items()}
 _INNER_BACK = {theirs: ours for ours, names in _INNER.items() for theirs in names}
+_EXPERT_BACK = {theirs: ours for ours, names in _EACH_EXPERT.items() for theirs in names}
 
 
 def our_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -55,9 +70,8 @@ def our_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
         layer |= {
             "out.weight": (shape.width, shape.num_heads * shape.head_size),
             "norm2.weight": (shape.width,),
-            "gate_up.weight": (2 * shape.ffn, shape.width),
-            "down.weight": (shape.width, shape.ffn),
         }
+        layer |= _feed_forward(shape, i)
         sizes |= {f"layers.{i}.{name}": size for name, size in layer.items()}
     sizes["norm.weight"] = (shape.width,)
     if not shape.tied:
@@ -65,14 +79,37 @@ def our_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
-def hugging_face_names(ours: str) -> tuple[str, ...]:
+def _feed_forward(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
+    width, mixture = shape.width, shape.mixture
+    if mixture is None or not shape.has_experts(layer):
+        return {"gate_up.weight": (2 * shape.ffn, width), "down.weight": (width, shape.ffn)}
+    count, ffn = mixture.num_experts, mixture.ffn
+    sizes: dict[str, tuple[int, ...]] = {
+        "experts.router.weight": (count, width),
+        "experts.gate_up.weight": (count, 2 * ffn, width),
+        "experts.down.weight": (count, width, ffn),
+    }
+    if mixture.shared_ffn:
+        sizes["experts.shared_gate_up.weight"] = (2 * mixture.shared_ffn, width)
+        sizes["experts.shared_down.weight"] = (width, mixture.shared_ffn)
+    if mixture.has_shared_gate:
+        sizes["experts.shared_gate.weight"] = (1, width)
+    return sizes
+
+
+def hugging_face_names(shape: Shape, ours: str) -> tuple[str, ...]:
     """The Hugging Face names of the tensors that make up our tensor `ours`, in its row order."""
     if ours in _OUTER:
         return (_OUTER[ours],)
     found = LAYER.fullmatch(ours)
-    if found is None or found[2] not in _INNER:
+    if found is None or found[2] not in _INNER | _EACH_EXPERT:
         raise CheckpointError(f"{ours!r} is not a parameter of our decoder")
-    return tuple(f"model.layers.{found[1]}.{name}" for name in _INNER[found[2]])
+    inner = _INNER.get(found[2])
+    if inner is None:
+        count = 0 if shape.mixture is None else shape.mixture.num_experts
+        parts = _EACH_EXPERT[found[2]]
+        inner = tuple(f"mlp.experts.{e}.{part}" for e in range(count) for part in parts)
+    return tuple(f"model.layers.{found[1]}.{name}" for name in inner)
 
 
 def our_name(theirs: str) -> str:
@@ -80,9 +117,12 @@ def our_name(theirs: str) -> str:
     if theirs in _OUTER_BACK:
         return _OUTER_BACK[theirs]
     found = HUGGING_FACE_LAYER.fullmatch(theirs)
-    if found is None or found[2] not in _INNER_BACK:
-        raise CheckpointError(f"{theirs!r} is not a parameter that our decoder has")
-    return f"layers.{found[1]}.{_INNER_BACK[found[2]]}"
+    if found is not None:
+        expert = _EXPERT.fullmatch(found[2])
+        ours = _INNER_BACK.get(found[2]) if expert is None else _EXPERT_BACK.get(expert[2])
+        if ours is not None:
+            return f"layers.{found[1]}.{ours}"
+    raise CheckpointError(f"{theirs!r} is not a parameter that our decoder has")
 
 
 def hugging_face_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -91,27 +131,30 @@ def hugging_face_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
         "q_proj": shape.num_heads * shape.head_size,
         "k_proj": shape.num_key_heads * shape.head_size,
         "v_proj": shape.num_key_heads * shape.head_size,
-        "gate_proj": shape.ffn,
-        "up_proj": shape.ffn,
     }
     sizes = {}
     for ours, size in our_shapes(shape).items():
-        names = hugging_face_names(ours)
-        for theirs in names:
-            first = rows[theirs.split(".")[-2]] if len(names) > 1 else size[0]
+        if len(size) == 3:
+            size = size[1:]
+        for theirs in hugging_face_names(shape, ours):
+            kind = theirs.split(".")[-2]
+            first = size[0] // 2 if kind in ("gate_proj", "up_proj") else rows.get(kind, size[0])
             sizes[theirs] = (first, *size[1:])
     return sizes
 
 
 def split(shape: Shape, ours: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     """Our tensor as its Hugging Face tensors: copies where rows were grouped, itself elsewhere."""
-    names = hugging_face_names(ours)
+    names = hugging_face_names(shape, ours)
     tail = tensor.shape[1:]
+    if _is_pairs(ours):
+        experts = tensor.unbind(0) if tensor.dim() == 3 else (tensor,)
+        pairs = (expert.view(-1, 2, *expert.shape[1:])[:, i] for expert in experts for i in (0, 1))
+        return [(name, part.contiguous()) for name, part in zip(names, pairs, strict=True)]
+    if tensor.dim() == 3:
+        return list(zip(names, tensor.unbind(0), strict=True))
     if len(names) == 1:
         return [(names[0], tensor)]
-    if len(names) == 2:
-        pairs = tensor.view(-1, 2, *tail)
-        return [(name, pairs[:, i].contiguous()) for i, name in enumerate(names)]
     heads = tensor.view(-1, shape.group_size + 2, shape.head_size, *tail)
     parts = (heads[:, :-2], heads[:, -2], heads[:, -1])
     return [
@@ -121,17 +164,27 @@ def split(shape: Shape, ours: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def merge(shape: Shape, ours: str, parts: list[Tensor]) -> Tensor:
-    """Our tensor, made of the tensors of `hugging_face_names(ours)`; the inverse of `split`."""
+    """Our tensor, made of those of `hugging_face_names(shape, ours)`; the inverse of `split`."""
     tail = parts[0].shape[1:]
+    is_of_experts = ours.endswith(tuple(_EACH_EXPERT))
+    if _is_pairs(ours):
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        blocks = [torch.stack(pair, dim=1).reshape(-1, *tail) for pair in pairs]
+        return torch.stack(blocks) if is_of_experts else blocks[0]
+    if is_of_experts:
+        return torch.stack(parts)
     if len(parts) == 1:
         return parts[0]
-    if len(parts) == 2:
-        return torch.stack(parts, dim=1).reshape(-1, *tail)
     sizes = (shape.group_size, 1, 1)
     heads = [
         part.view(-1, size, shape.head_size, *tail) for part, size in zip(parts, sizes, strict=True)
     ]
     return torch.cat(heads, dim=1).reshape(-1, *tail)
+
+
+def _is_pairs(ours: str) -> bool:
+    """Whether rows of gate and up alternate in this tensor."""
+    return ours.endswith("gate_up.weight")
 
 
 def to_hugging_face(shape: Shape, named: Named) -> Iterator[tuple[str, Tensor]]:
@@ -152,7 +205,7 @@ def from_hugging_face(shape: Shape, named: Named) -> Iterator[tuple[str, Tensor]
         if theirs in parts:
             raise CheckpointError(f"{theirs} came twice")
         parts[theirs] = tensor
-        names = hugging_face_names(ours)
+        names = hugging_face_names(shape, ours)
         if len(parts) == len(names):
             del waiting[ours]
             yield ours, merge(shape, ours, [parts[name] for name in names])
@@ -160,7 +213,7 @@ def from_hugging_face(shape: Shape, named: Named) -> Iterator[tuple[str, Tensor]
         lost = [
             name
             for ours, parts in waiting.items()
-            for name in hugging_face_names(ours)
+            for name in hugging_face_names(shape, ours)
             if name not in parts
         ]
         raise CheckpointError(f"{len(lost)} tensors did not come: {', '.join(lost[:8])}")

@@ -60,7 +60,7 @@ class Adapters:
         for ours, parameter in decoder.named_parameters():
             pairs = {
                 theirs: self._pair(theirs, sizes[theirs], seed, parameter.device)
-                for theirs in hugging_face_names(ours)
+                for theirs in hugging_face_names(decoder.shape, ours)
                 if theirs.removesuffix(WEIGHT).rpartition(".")[2] in self._targets
                 and theirs.endswith(WEIGHT)
             }
@@ -86,7 +86,7 @@ class Adapters:
         shape, sizes = self._decoder.shape, hugging_face_shapes(self._decoder.shape)
         for ours, pairs in self._parts.items():
             deltas = []
-            for theirs in hugging_face_names(ours):
+            for theirs in hugging_face_names(shape, ours):
                 if theirs in pairs:
                     a_RI, b_OR = pairs[theirs]
                     deltas.append(b_OR @ a_RI * self._scale)
