@@ -1,0 +1,35 @@
+"""Several processes for a test."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RANKS = Path(__file__).with_name("ranks.py")
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory) -> Callable[[Callable[[int, int], Any], int], list]:
+    """Runs a function of a test file, `function(rank, world)`, on `world` ranks with gloo; gives
+    what each rank returned, which torch can save."""
+
+    def run(function: Callable[[int, int], Any], world: int) -> list:
+        import torch
+
+        out = tmp_path_factory.mktemp(function.__name__)
+        file = function.__code__.co_filename
+        done = subprocess.run(
+            [sys.executable, str(RANKS), file, function.__name__, str(world), str(out)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stderr[-6000:]
+        return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+    return run
