@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels.cuda.rows import BLOCK, block_statistics, combine, exponential
+from tandem.kernels.cuda.rows import BLOCK, block_statistics, exponential
 
 
 def row_logprobs(
@@ -13,16 +13,16 @@ def row_logprobs(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probs of the targets, log-sum-exps and entropies of rows of logits times `inverse`."""
     rows = len(logits_RV)
-    columns = torch.empty(2 + want_entropy, rows, dtype=torch.float32, device=logits_RV.device)
-    logprobs_R, lse_R, entropy_R = columns[0], columns[1], columns[2] if want_entropy else None
+    columns = torch.empty(1 + want_entropy, rows, dtype=torch.float32, device=logits_RV.device)
+    logprobs_R, entropy_R = columns[0], columns[1] if want_entropy else None
+    blocks = block_statistics(logits_RV, inverse, want_weighted=want_entropy)
     if rows:
-        blocks = block_statistics(logits_RV, inverse, want_weighted=want_entropy)
         _row_logprobs[(rows,)](
-            logits_RV, targets_R, blocks.top, blocks.total, blocks.weighted, logprobs_R, lse_R,
-            entropy_R, inverse, blocks.num_blocks, logits_RV.stride(0),
-            NUM_BLOCKS_PAD=blocks.num_blocks_pad, WANT_ENTROPY=want_entropy, num_warps=1,
+            logits_RV, targets_R, blocks.top, blocks.weighted, blocks.lse, logprobs_R, entropy_R,
+            inverse, blocks.num_blocks, logits_RV.stride(0), NUM_BLOCKS_PAD=blocks.num_blocks_pad,
+            WANT_ENTROPY=want_entropy, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
-    return logprobs_R, lse_R, entropy_R
+    return logprobs_R, blocks.lse, entropy_R
 
 
 def logits_gradient(
@@ -75,15 +75,14 @@ def _all_logprobs(
 
 @triton.jit
 def _row_logprobs(
-    logits_ptr, targets_ptr, top_ptr, total_ptr, weighted_ptr, logprobs_ptr, lse_ptr, entropy_ptr,
-    inverse, num_blocks, row_stride, NUM_BLOCKS_PAD: tl.constexpr, WANT_ENTROPY: tl.constexpr,
+    logits_ptr, targets_ptr, top_ptr, weighted_ptr, lse_ptr, logprobs_ptr, entropy_ptr, inverse,
+    num_blocks, row_stride, NUM_BLOCKS_PAD: tl.constexpr, WANT_ENTROPY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    _, _, lse = combine(top_ptr, total_ptr, row, num_blocks, NUM_BLOCKS_PAD)
+    lse = tl.load(lse_ptr + row)
     target = tl.load(targets_ptr + row)
     x = tl.load(logits_ptr + row * row_stride + target).to(tl.float32) * inverse
-    tl.store(logprobs_ptr + row, x - lse)
-    tl.store(lse_ptr + row, lse)
+    tl.store(logprobs_ptr + row, x - lse)  # without fusing, as the sampler's: see `rows`
     if WANT_ENTROPY:
         # -sum p log p = lse - sum p x
         block = tl.arange(0, NUM_BLOCKS_PAD)

@@ -1,8 +1,9 @@
 """Statistics of rows of logits in Triton, shared by sampling and the log-prob head.
 
 A row is cut into blocks of fixed size; each block leaves its largest logit, its mass relative to
-that, and (when asked) its mass times logit. Both users combine these in the same order, so equal
-logits give equal bits of log-prob in the engine and in the trainer.
+that, and (when asked) its mass times logit. One kernel makes a log-sum-exp of them for both users:
+the order of a sum depends on a kernel's number of warps, and equal logits shall give equal bits of
+log-prob in the engine and in the trainer.
 """
 
 from typing import NamedTuple
@@ -21,6 +22,7 @@ class BlockStatistics(NamedTuple):
     top: Tensor
     total: Tensor
     weighted: Tensor | None
+    lse: Tensor  # [R]
 
     @property
     def num_blocks(self) -> int:
@@ -45,13 +47,18 @@ def block_statistics(
         2 + want_weighted, rows, blocks, dtype=torch.float32, device=logits_RV.device
     )
     top, total, weighted = columns[0], columns[1], columns[2] if want_weighted else None
+    lse = torch.empty(rows, dtype=torch.float32, device=logits_RV.device)
     if rows:
         _block_statistics[(blocks, rows)](
             logits_RV, temperature_R, inverse, top, total, weighted, vocab, logits_RV.stride(0),
             BLOCK=BLOCK, HAS_TEMPERATURE=temperature_R is not None, WANT_WEIGHTED=want_weighted,
-            num_warps=8,
+            num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
-    return BlockStatistics(top, total, weighted)
+        _row_lse[(rows,)](
+            top, total, lse, blocks, NUM_BLOCKS_PAD=triton.next_power_of_2(blocks), num_warps=1,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return BlockStatistics(top, total, weighted, lse)
 
 
 @triton.jit
@@ -92,12 +99,18 @@ def _block_statistics(
 
 
 @triton.jit
+def _row_lse(top_ptr, total_ptr, lse_ptr, num_blocks, NUM_BLOCKS_PAD: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    top, masses = combine(top_ptr, total_ptr, row, num_blocks, NUM_BLOCKS_PAD)
+    tl.store(lse_ptr + row, top + tl.log(tl.sum(masses, axis=0)))
+
+
+@triton.jit
 def combine(top_ptr, total_ptr, row, num_blocks, NUM_BLOCKS_PAD: tl.constexpr):
-    """The row's largest logit, each block's mass relative to it, and the log-sum-exp."""
+    """The row's largest logit, and each block's mass relative to it."""
     block = tl.arange(0, NUM_BLOCKS_PAD)
     inside = block < num_blocks
     tops = tl.load(top_ptr + row * num_blocks + block, mask=inside, other=float("-inf"))
     totals = tl.load(total_ptr + row * num_blocks + block, mask=inside, other=0.0)
     top = tl.max(tops, axis=0)
-    masses = totals * exponential(tops - top)
-    return top, masses, top + tl.log(tl.sum(masses, axis=0))
+    return top, totals * exponential(tops - top)

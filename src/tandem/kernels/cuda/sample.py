@@ -44,8 +44,10 @@ def choose_tokens(
         return tokens_R, logprobs_R
     blocks = block_statistics(logits_RV, temperature_R=temperature_R)
     columns = (logits_RV, u_R, temperature_R)
-    results = (blocks.top, blocks.total, tokens_R, logprobs_R, vocab, logits_RV.stride(0))
+    statistics = (blocks.top, blocks.total, blocks.lse)
+    results = (*statistics, tokens_R, logprobs_R, vocab, logits_RV.stride(0))
     shape = {"NUM_BLOCKS_PAD": blocks.num_blocks_pad, "BLOCK": BLOCK, "num_warps": 8}
+    shape |= {"enable_fp_fusion": False}
     _choose[(rows,)](*columns, *results, blocks.num_blocks, **shape)
     if top_p_R is not None or top_k_R is not None:
         _choose_restricted[(rows,)](
@@ -97,13 +99,14 @@ def _store_choice(tokens_ptr, logprobs_ptr, row, column, x, token, lse):
 
 @triton.jit
 def _choose(
-    logits_ptr, u_ptr, temperature_ptr, top_ptr, total_ptr, tokens_ptr, logprobs_ptr, vocab,
-    row_stride, num_blocks, NUM_BLOCKS_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, u_ptr, temperature_ptr, top_ptr, total_ptr, lse_ptr, tokens_ptr, logprobs_ptr,
+    vocab, row_stride, num_blocks, NUM_BLOCKS_PAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inverse = row_inverse(temperature_ptr, row)
     is_greedy = tl.load(temperature_ptr + row) <= 0
-    top, masses, lse = combine(top_ptr, total_ptr, row, num_blocks, NUM_BLOCKS_PAD)
+    top, masses = combine(top_ptr, total_ptr, row, num_blocks, NUM_BLOCKS_PAD)
+    lse = tl.load(lse_ptr + row)
     blocks = tl.arange(0, NUM_BLOCKS_PAD)
     # the block: of the largest logit, or where the cumulative mass passes u
     tops = tl.load(top_ptr + row * num_blocks + blocks, mask=blocks < num_blocks, other=0.0)
@@ -221,8 +224,8 @@ def _mass_of(bound, top):
 
 @triton.jit
 def _choose_restricted(
-    logits_ptr, u_ptr, temperature_ptr, top_p_ptr, top_k_ptr, top_ptr, total_ptr, tokens_ptr,
-    logprobs_ptr, vocab, row_stride, num_blocks, HAS_TOP_P: tl.constexpr, HAS_TOP_K: tl.constexpr,
+    logits_ptr, u_ptr, temperature_ptr, top_p_ptr, top_k_ptr, top_ptr, total_ptr, lse_ptr,
+    tokens_ptr, logprobs_ptr, vocab, row_stride, num_blocks, HAS_TOP_P: tl.constexpr, HAS_TOP_K: tl.constexpr,
     NUM_BLOCKS_PAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Chooses anew where top-k or top-p says so; other rows cost a launch and two loads."""
@@ -236,7 +239,8 @@ def _choose_restricted(
     is_restricted = (top_p < 1) | ((top_k > 0) & (top_k < vocab))
     if is_restricted & (tl.load(temperature_ptr + row) > 0):
         inverse = row_inverse(temperature_ptr, row)
-        top, masses, lse = combine(top_ptr, total_ptr, row, num_blocks, NUM_BLOCKS_PAD)
+        top, masses = combine(top_ptr, total_ptr, row, num_blocks, NUM_BLOCKS_PAD)
+        lse = tl.load(lse_ptr + row)
         bound, num_ties, kept = _cut(
             top_p, top_k, logits_ptr, row, inverse, top, tl.sum(masses.to(tl.float64), axis=0),
             top_ptr, vocab, row_stride, num_blocks, BLOCK,
