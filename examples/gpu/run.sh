@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:-runs/gpu-sort}
 python=${PYTHON:-python3}
 warmup=${WARMUP:-100}
-rollouts=${ROLLOUTS:-60}
+rollouts=${ROLLOUTS:-100}
 
 "$python" examples/quickstart/problems.py --out "$out/data" --digits 14
 "$python" examples/small_model.py --texts "$out/data/warmup.jsonl" --out "$out/base" \
@@ -32,6 +32,6 @@ SHARED_ARGS=(
   --apply-chat-template --rollout-shuffle --rm-type math --num-rollout "$rollouts" \
   --rollout-batch-size 64 --n-samples-per-prompt 16 --rollout-max-response-len 24 \
   --num-steps-per-rollout 2 --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 \
-  --lr 1e-4 --lr-warmup-iters 10 \
+  --lr 2e-5 --lr-warmup-iters 10 \
   --eval-prompt-data heldout "$out/data/heldout.jsonl" --eval-interval 10 --eval-temperature 0
 echo "see $out/grpo/report.md and $out/grpo/reward.png"
