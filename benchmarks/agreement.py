@@ -1,9 +1,11 @@
 """How far the engine's log-probs are from the trainer's, on one GPU, and what exactness costs.
 
-    python benchmarks/agreement.py [--out FOLDER] [--tiny]
+    python benchmarks/agreement.py [--out FOLDER] [--tiny] [--parts]
 
-First: for each matrix of a layer, the numbers of rows at which a product's bits differ from those
-of the same rows in a large product, with cuBLAS as it comes and with its split of the inner axis
+With `--parts`: the same tokens through every kind of packed and of decode attention, and the layer
+and value where their bits first differ (`agreement_parts.py`). Otherwise, first: for each matrix of
+a layer, the numbers of rows at which a product's bits differ from those of the same rows in a large
+product, with cuBLAS as torch takes it and as engine and trainer do, its split of the inner axis
 off. Then W1's prompts with 128 tokens each are sampled by the default and by the deterministic
 engine, and the trainer's forward looks at the same tokens.
 """
@@ -16,14 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import w1
+from agreement_parts import parts
 from engine import load_of
 
 from tandem.config.sections.engine import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.attention import packed_attention
+from tandem.kernels.device import repeat_gradients
 from tandem.kernels.head import head_logits, token_logprobs
+from tandem.kernels.linear import sum_products_in_one_order
 from tandem.models.decoder import Decoder
-from tandem.runtime.building import sum_in_one_order
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 1280)
 
@@ -32,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=w1.RESULTS)
     parser.add_argument("--tiny", action="store_true", help="walk through on a CPU")
+    parser.add_argument("--parts", action="store_true", help="layer by layer")
     options = parser.parse_args()
     device = torch.device("cpu" if options.tiny else "cuda")
     decoder = Decoder(
@@ -41,11 +46,16 @@ def main() -> None:
     )
     decoder.init_random(0)
     scale = 16 if options.tiny else 1
+    if options.parts:
+        sum_products_in_one_order()
+        found = [line for rows in (256 // scale, 48) for line in parts(decoder, rows, scale)]
+        w1.report("agreement_parts", found, options.out)
+        return
     rows = [{"products": "as they come", **unequal_rows(decoder)}]
-    table = [measured(decoder, device, scale, is_exact=False)]
-    if device.type == "cuda":
-        sum_in_one_order()
+    sum_products_in_one_order()
     rows.append({"products": "inner axis not split", **unequal_rows(decoder)})
+    table = [measured(decoder, device, scale, is_exact=False)]
+    repeat_gradients()
     table.append(measured(decoder, device, scale, is_exact=True))
     w1.report("agreement_products", rows, options.out)
     w1.report("agreement", table, options.out)

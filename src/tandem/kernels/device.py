@@ -58,3 +58,9 @@ def _num_sms(device: torch.device) -> int:
     if device.type != "cuda":
         return 2  # under the interpreter: few, so that loops over items do loop
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def repeat_gradients() -> None:
+    """Makes CUDA's backward passes give the same bits every time."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

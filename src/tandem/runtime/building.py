@@ -16,6 +16,8 @@ from tandem.config import Config, check_expectations, complete, flat
 from tandem.contracts import Engine, Evaluator, Sampler, Sync, Trainer
 from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
 from tandem.errors import ConfigError
+from tandem.kernels.device import repeat_gradients
+from tandem.kernels.linear import sum_products_in_one_order
 from tandem.loop import Devices, Stages
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape, read_shape
@@ -180,22 +182,11 @@ def device_of(cfg: Config) -> torch.device:
     if cfg.cluster.device == "cuda" and not has_cuda:
         raise ConfigError("--device cuda: this machine shows no CUDA device; set --device cpu")
     device = torch.device("cuda" if has_cuda and cfg.cluster.device != "cpu" else "cpu")
-    if device.type == "cuda" and cfg.engine.deterministic_mode:
-        sum_in_one_order()
+    if device.type == "cuda":
+        sum_products_in_one_order()
+        if cfg.engine.deterministic_mode:
+            repeat_gradients()
     return device
-
-
-def sum_in_one_order() -> None:
-    """Makes CUDA products and gradients give the same bits whatever is batched together.
-
-    cuBLAS splits the inner axis of some products when they have few rows; without that, a token's
-    bits were the same for every number of rows tried on an H200.
-    """
-    torch.backends.cuda.preferred_blas_library("cublaslt")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = (False, False)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def dtype_name(decoder: Decoder) -> str:

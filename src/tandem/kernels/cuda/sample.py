@@ -225,8 +225,8 @@ def _mass_of(bound, top):
 @triton.jit
 def _choose_restricted(
     logits_ptr, u_ptr, temperature_ptr, top_p_ptr, top_k_ptr, top_ptr, total_ptr, lse_ptr,
-    tokens_ptr, logprobs_ptr, vocab, row_stride, num_blocks, HAS_TOP_P: tl.constexpr, HAS_TOP_K: tl.constexpr,
-    NUM_BLOCKS_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    tokens_ptr, logprobs_ptr, vocab, row_stride, num_blocks, HAS_TOP_P: tl.constexpr,
+    HAS_TOP_K: tl.constexpr, NUM_BLOCKS_PAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Chooses anew where top-k or top-p says so; other rows cost a launch and two loads."""
     row = tl.program_id(0).to(tl.int64)
