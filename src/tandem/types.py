@@ -106,9 +106,11 @@ class Group:
     values: tuple[np.ndarray, ...] | None = None
     advantages: tuple[np.ndarray, ...] | None = None
     returns: tuple[np.ndarray, ...] | None = None
+    stays: tuple[np.ndarray, ...] | None = None
+    """Bool: tokens that a hook left in the loss. Its denominators count the others, too."""
 
     def __post_init__(self) -> None:
-        for name in COLUMNS:
+        for name in (*COLUMNS, "stays"):
             column = getattr(self, name)
             if column is None:
                 continue

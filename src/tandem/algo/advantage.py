@@ -7,6 +7,7 @@ import numpy as np
 
 from tandem.algo.estimators import ESTIMATORS, chosen, normalised, spread
 from tandem.algo.hooks import NO_HOOKS, Hooks, hooked_advantages
+from tandem.algo.postprocess import postprocessed
 from tandem.algo.shaping import is_judged, judged
 from tandem.algo.token_kl import distilled, response_kl
 from tandem.config import AlgoConfig
@@ -25,11 +26,12 @@ def advantage(
     float64 and over real groups, never over positions in a list. All groups of the rollout come at
     once, before they are split over ranks, so whitening is over all ranks. Groups come back as they
     are when the loss has no use for advantages (`sft_loss`,
-    `--disable-compute-advantages-and-returns`). Raises ConfigError for an estimator that is not
+    `--disable-compute-advantages-and-returns`). The hook of `--rollout-data-postprocess-path` has
+    the last word in either case. Raises ConfigError for an estimator that is not
     there, RewardError for a reward that is not a finite number.
     """
     if cfg.loss_type == "sft_loss" or cfg.disable_compute_advantages_and_returns:
-        return tuple(groups)
+        return postprocessed(groups, _raw_scores(groups), cfg, hooks)
     estimator = ESTIMATORS.get(cfg.advantage_estimator)
     if estimator is None:
         raise ConfigError(
@@ -46,7 +48,12 @@ def advantage(
         ]
     if cfg.use_opd:
         estimated = [distilled(group, cfg) for group in estimated]
-    return whiten(estimated) if cfg.normalize_advantages else tuple(estimated)
+    done = whiten(estimated) if cfg.normalize_advantages else tuple(estimated)
+    return postprocessed(done, scores, cfg, hooks)
+
+
+def _raw_scores(groups: Sequence[Group]) -> list[np.ndarray]:
+    return [np.array([s.reward or 0.0 for s in group.samples], np.float64) for group in groups]
 
 
 def _scores(groups: Sequence[Group], cfg: AlgoConfig, hooks: Hooks) -> Sequence[np.ndarray]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tandem.errors import HookError
-from tandem.types import Batch, Group
+from tandem.types import Batch, Ending, Group
 
 if TYPE_CHECKING:
     import torch
@@ -128,12 +128,24 @@ def response_logprobs(
     return found
 
 
+GROUP_KEYS = {
+    "old_logprobs": "log_probs",
+    "reference_logprobs": "ref_log_probs",
+    "teacher_logprobs": "teacher_log_probs",
+    "values": "values",
+    "advantages": "advantages",
+    "returns": "returns",
+}
+"""Our columns of a group, and the dialect's names for them."""
+
+
 def rollout_view(
     groups: Sequence[Group], scores: Sequence[np.ndarray], kl: Sequence["torch.Tensor"]
 ) -> dict[str, Any]:
     """The dialect's `rollout_data`: a list with one entry a sample under each of its keys.
 
-    `rewards` are the normalised ones, `raw_reward` those of the verdicts (0 where none came).
+    `rewards` are the normalised ones, `raw_reward` those of the verdicts (0 where none came);
+    `rollout_mask_sums` counts the sampled tokens of all samples of an attempt.
     """
     import torch
 
@@ -145,6 +157,9 @@ def rollout_view(
         cuts = zip(arrays, starts, strict=True)
         return [torch.from_numpy(np.array(array_T[start:])) for array_T, start in cuts]
 
+    sums: dict[int, int] = {}
+    for sample in samples:
+        sums[sample.rollout] = sums.get(sample.rollout, 0) + sample.num_sampled
     rewards = [0.0 if sample.reward is None else sample.reward for sample in samples]
     view: dict[str, Any] = {
         "tokens": [torch.from_numpy(sample.tokens_T.astype(np.int64)) for sample in samples],
@@ -159,13 +174,10 @@ def rollout_view(
         "kl": list(kl),
         "sample_indices": [sample.index for sample in samples],
         "rollout_ids": [sample.rollout for sample in samples],
+        "rollout_mask_sums": [float(sums[sample.rollout]) for sample in samples],
+        "truncated": [int(sample.ending is Ending.LENGTH) for sample in samples],
     }
-    for ours, theirs in (
-        ("old_logprobs", "log_probs"),
-        ("reference_logprobs", "ref_log_probs"),
-        ("teacher_logprobs", "teacher_log_probs"),
-        ("values", "values"),
-    ):
+    for ours, theirs in GROUP_KEYS.items():
         if all(getattr(group, ours) is not None for group in groups):
             view[theirs] = cut([getattr(group, ours)[place] for group, place in pairs])
     return view

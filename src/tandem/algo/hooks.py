@@ -39,6 +39,8 @@ class Hooks:
     tis: Hook | None = None  # --custom-tis-function-path
     post_process: Callable[[Sequence[Group]], Sequence[np.ndarray]] | None = None
     """--custom-reward-post-process-path, as scores `[G]` of each group."""
+    postprocess: Callable[[Any], None] | None = None
+    """--rollout-data-postprocess-path, given the `rollout_data` of the rollout that is next."""
 
 
 NO_HOOKS = Hooks()

@@ -41,8 +41,8 @@ def pack(
                 replace(
                     build_row(
                         [items[place] for place in row],
-                        [masks[place] for place in row],
-                        [weights[place] for place in row],
+                        [_left(items[place], masks[place]) for place in row],
+                        [_left(items[place], weights[place]) for place in row],
                         names,
                         layout.row_multiple,
                     ),
@@ -111,6 +111,11 @@ def trained(sample: Sample, algo: AlgoConfig) -> np.ndarray:
     if sample.ending is Ending.ERROR or not has_verdict:
         trained_T[:] = False
     return trained_T
+
+
+def _left(item: Item, column_T: np.ndarray) -> np.ndarray:
+    """A mask or weights without the tokens that a hook took out of the loss."""
+    return column_T if item.stays_T is None else column_T * item.stays_T
 
 
 def _plan(

@@ -18,6 +18,7 @@ class Item:
 
     sample: Sample
     columns: Mapping[str, np.ndarray]
+    stays_T: np.ndarray | None = None  # see Group.stays
 
 
 def flatten(groups: Sequence[Group]) -> list[Item]:
@@ -26,6 +27,7 @@ def flatten(groups: Sequence[Group]) -> list[Item]:
         Item(
             sample=sample,
             columns={name: column[place] for name, column in _columns_of(group).items()},
+            stays_T=None if group.stays is None else group.stays[place],
         )
         for group in groups
         for place, sample in enumerate(group.samples)

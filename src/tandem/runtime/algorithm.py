@@ -1,5 +1,6 @@
 """What an algorithm needs beside the policy: the user's functions and a teacher."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape
 from tandem.rewards.view import view_of
+from tandem.rollout.custom.converting import converted_scores
 from tandem.runtime.weights import fill
 from tandem.types import Group
 
@@ -31,24 +33,38 @@ TIS = Spec(
     "response_lengths",
 )
 POST_PROCESS = Spec("--custom-reward-post-process-path", "args, samples")
+DATA = Spec("--rollout-data-postprocess-path", "args, rollout_id, rollout_data")
 
 
-def load_hooks(cfg: Config) -> Hooks:
-    """The algorithm's hooks, loaded and checked; raises HookError for one that cannot be called."""
+def load_hooks(cfg: Config, first: int = 0) -> Hooks:
+    """The algorithm's hooks, loaded and checked; raises HookError for one that cannot be called.
+
+    `first` is the rollout that is learned from first; those after it come in their order.
+    """
     args, algo = flat(cfg), cfg.algo
 
     def call(path: str | None, spec: Spec) -> Any:
         return None if path is None else _guarded(load(path, spec))
 
-    post_process = call(cfg.reward.custom_reward_post_process_path, POST_PROCESS)
+    post_process = _scoring(cfg, call(cfg.reward.custom_reward_post_process_path, POST_PROCESS))
+    data = call(cfg.rollout.rollout_data_postprocess_path, DATA)
+    numbers = itertools.count(first)
     return Hooks(
         args=args,
         advantage=call(algo.custom_advantage_function_path, ADVANTAGE),
         loss=call(algo.custom_loss_function_path, LOSS),
         reducer=call(algo.custom_pg_loss_reducer_function_path, REDUCER),
         tis=call(algo.custom_tis_function_path, TIS),
-        post_process=None if post_process is None else _post_process(post_process, args),
+        post_process=post_process,
+        postprocess=None if data is None else lambda told: data(args, next(numbers), told),
     )
+
+
+def _scoring(cfg: Config, hook: Any) -> Any:
+    """What gives the scores `[G]` of each group, if a function of the user's does."""
+    if cfg.rollout.custom_convert_samples_to_train_data_path is not None:
+        return converted_scores
+    return None if hook is None else _post_process(hook, flat(cfg))
 
 
 def teacher_decoder(cfg: Config, shape: Shape, device: torch.device) -> Decoder | None:
