@@ -1,14 +1,28 @@
-"""A feed-forward block of experts: a router sends each token to a few of them."""
+"""A feed-forward block of experts: a router sends each token to a few of them.
+
+Experts are divided over the `expert` axis, the columns of each over `expert_tensor`; a process
+routes the rows of the stream that are its own, and sends them where their experts are.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from tandem.kernels.experts import combine, dispatch, grouped_linear, router_logits, sort_by_expert
+from tandem.kernels.experts import (
+    combine,
+    dispatch,
+    grouped_linear,
+    permute,
+    router_logits,
+    sort_by_expert,
+)
 from tandem.kernels.swiglu import swiglu
 from tandem.models.part import WHOLE, Part
 from tandem.models.shape import Shape
+from tandem.parallel.collectives import gather
+from tandem.parallel.exchange import exchange, exchange_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +63,22 @@ class Matrices(nn.Module):
 
 
 class Experts(nn.Module):
-    """E feed-forward blocks, of which each token takes the k that its router likes best."""
+    """E feed-forward blocks, of which each token takes the k that its router likes best.
+
+    Router and shared expert are whole on every process, like norms.
+    """
 
     def __init__(self, shape: Shape, layer: int, dtype: torch.dtype, part: Part = WHOLE) -> None:
         super().__init__()
         assert shape.mixture is not None, "a shape without experts has no mixture"
         self.mixture = mixture = shape.mixture
         self.place = mixture.layers.index(layer)  # among the layers with experts
-        width, count = shape.width, mixture.num_experts
-        self.router = Matrices(count, width, dtype=dtype)
-        self.gate_up = Matrices(count, 2 * mixture.ffn, width, dtype=dtype)
-        self.down = Matrices(count, width, mixture.ffn, dtype=dtype)
+        self.mesh, width = part.mesh, shape.width
+        count = mixture.num_experts // self.mesh.expert.size
+        ffn = mixture.ffn // self.mesh.expert_tensor.size
+        self.router = Matrices(mixture.num_experts, width, dtype=dtype)
+        self.gate_up = Matrices(count, 2 * ffn, width, dtype=dtype)
+        self.down = Matrices(count, width, ffn, dtype=dtype)
         self.shared_gate_up = self.shared_down = self.shared_gate = None
         if mixture.shared_ffn:
             self.shared_gate_up = Matrices(2 * mixture.shared_ffn, width, dtype=dtype)
@@ -70,10 +89,17 @@ class Experts(nn.Module):
     def forward(
         self, y_TD: Tensor, routing: Routing = NO_ROUTING, forgets_swiglu: bool = False
     ) -> Tensor:
-        """What the experts make of each token, `[T, D]` in the dtype of `y_TD`."""
+        """What the experts make of each token, `[T, D]` in the dtype of `y_TD`.
+
+        `forgets_swiglu` computes SwiGLU again in the backward pass.
+        """
         experts_Tk, weights_Tk = self._chosen(y_TD, routing)
         sorting = sort_by_expert(experts_Tk, self.mixture.num_experts)
-        rows_MD = self._computed(dispatch(y_TD, sorting), sorting.ends_E)
+        rows_MD = dispatch(y_TD, sorting)
+        if self.mesh.expert.size * self.mesh.expert_tensor.size == 1:
+            rows_MD = self._computed(rows_MD, sorting.ends_E, forgets_swiglu)
+        else:
+            rows_MD = self._computed_elsewhere(rows_MD, sorting.ends_E, forgets_swiglu)
         out_TD = combine(rows_MD, weights_Tk, sorting)
         return out_TD if self.shared_down is None else out_TD + self._shared(y_TD)
 
@@ -94,10 +120,45 @@ class Experts(nn.Module):
             weights_Tk = _balanced(weights_Tk, probs_TE, experts_Tk, routing.balance)
         return experts_Tk, weights_Tk
 
-    def _computed(self, rows_MD: Tensor, ends_E: Tensor) -> Tensor:
-        """The rows of each expert, through its block."""
-        hidden_MF = swiglu(grouped_linear(rows_MD, self.gate_up.weight, ends_E))
-        return grouped_linear(hidden_MF, self.down.weight, ends_E)
+    def _computed(self, rows_MD: Tensor, ends_E: Tensor, forgets_swiglu: bool) -> Tensor:
+        """The rows of each expert here, through its block."""
+        gate_up = grouped_linear(rows_MD, self.gate_up.weight, ends_E)
+        if forgets_swiglu:
+            return checkpoint(
+                self._fed, gate_up, ends_E, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._fed(gate_up, ends_E)
+
+    def _fed(self, gate_up: Tensor, ends_E: Tensor) -> Tensor:
+        return grouped_linear(swiglu(gate_up), self.down.weight, ends_E)
+
+    def _computed_elsewhere(self, rows_MD: Tensor, ends_E: Tensor, forgets_swiglu: bool) -> Tensor:
+        """The rows of all experts, each through its block where that is, in the order given.
+
+        A rank takes the rows for its experts from all ranks of `expert`, then those that the other
+        ranks of `expert_tensor` took, whose experts have other columns of the same matrices.
+        """
+        expert, columns = self.mesh.expert, self.mesh.expert_tensor
+        counts_E = ends_E.long().diff(prepend=ends_E.new_zeros(1))
+        sent_PE = counts_E.view(expert.size, -1)
+        received_PE = exchange_counts(sent_PE, expert)
+        counts_CPE = torch.stack(gather(received_PE, columns))
+        # the host must know how much comes from where: the one wait of a layer
+        sizes = torch.cat([sent_PE.sum(1), received_PE.sum(1), counts_CPE.sum((1, 2))]).tolist()
+        sent, received = sizes[: expert.size], sizes[expert.size : 2 * expert.size]
+        taken, own = sizes[2 * expert.size :], sum(received)
+        order_M, ends_E = _by_expert(counts_CPE.flatten(0, 1), sum(taken))
+
+        rows_MD = exchange(rows_MD, sent, received, expert)
+        if columns.size > 1:
+            copies_MD = rows_MD.repeat(columns.size, 1)
+            rows_MD = exchange(copies_MD, [own] * columns.size, taken, columns)
+        rows_MD = self._computed(permute(rows_MD, order_M), ends_E, forgets_swiglu)
+        rows_MD = permute(rows_MD, order_M.argsort())
+        if columns.size > 1:
+            parts = exchange(rows_MD, taken, [own] * columns.size, columns)
+            rows_MD = parts.view(columns.size, own, -1).float().sum(0).to(parts.dtype)
+        return exchange(rows_MD, received, sent, expert)
 
     def _shared(self, y_TD: Tensor) -> Tensor:
         assert self.shared_gate_up is not None and self.shared_down is not None
@@ -106,6 +167,15 @@ class Experts(nn.Module):
         if self.shared_gate is None:
             return out_TD
         return linear(y_TD, self.shared_gate.weight).sigmoid() * out_TD
+
+
+def _by_expert(counts_PE: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """The order that puts rows of P senders, each sorted by expert, into that of experts, and
+    where the rows of each expert then end (int32)."""
+    num_senders, num_experts = counts_PE.shape
+    experts_M = torch.arange(num_experts, device=counts_PE.device).repeat(num_senders)
+    experts_M = experts_M.repeat_interleave(counts_PE.flatten(), output_size=num_rows)
+    return experts_M.sort(stable=True).indices, counts_PE.sum(0).cumsum(0).int()
 
 
 def _balanced(weights_Tk: Tensor, probs_TE: Tensor, experts_Tk: Tensor, balance: Balance) -> Tensor:
