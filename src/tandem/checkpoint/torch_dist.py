@@ -36,6 +36,8 @@ from tandem.errors import CheckpointError
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from tandem.checkpoint.pieces import Piece, Pieces
+
 TRACKER = "latest_checkpointed_iteration.txt"
 META = "meta.json"
 RELEASE = "release"
@@ -50,7 +52,7 @@ Iteration = int | str
 def save(
     root: str | Path,
     iteration: Iteration,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: "Pieces",
     extra: Mapping[str, Any] | None = None,
     *,
     process_group: "ProcessGroup | None" = None,
@@ -58,20 +60,28 @@ def save(
 ) -> Path:
     """The folder of the iteration, whole and on the disk; the tracker points at it.
 
-    Every rank of `process_group` (the default group when None) calls this with its tensors, which
-    may be DTensors; rank 0's `extra` is kept: JSON values, or bytes. A save of an iteration that is
-    there replaces it. Whatever interrupts this, the last finished save stays loadable. `on_stage`
-    is told each stage that is reached: started, tensors, written, aside, renamed, tracked.
+    Every rank of `process_group` (the default group when None) calls this with its tensors, whole
+    ones or pieces (`pieces.Piece`); rank 0's `extra` is kept: JSON values, or bytes. A save of an
+    iteration that is there replaces it. Whatever interrupts this, the last finished save stays
+    loadable. `on_stage` is told each stage that is reached: started, tensors, written, aside,
+    renamed, tracked.
     """
     final = folder_of(root, iteration)
     temporary = _first(process_group, lambda: _start(final))
     on_stage("started")
     import torch.distributed.checkpoint as dcp
 
+    from tandem.checkpoint.pieces import PieceWriter, as_pieces
+
+    pieces = as_pieces(tensors)
     writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
     with _torch_faults(f"saving {final}"), _alone_is_fine(process_group) as is_alone:
         dcp.save(
-            dict(tensors), storage_writer=writer, process_group=process_group, no_dist=is_alone
+            dict(pieces),
+            storage_writer=writer,
+            planner=PieceWriter(pieces),
+            process_group=process_group,
+            no_dist=is_alone,
         )
     on_stage("tensors")
 
@@ -89,7 +99,7 @@ def save(
 
 def load(
     root: str | Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: "Pieces",
     iteration: Iteration | None = None,
     *,
     prefix: str = "",
@@ -97,15 +107,19 @@ def load(
 ) -> dict[str, Any]:
     """The `extra` of a save, after its tensors were read into `tensors` in place.
 
-    `iteration` is the tracker's when None. Of the saved tensors, those whose names begin with
-    `prefix` must be exactly `tensors` in name and size (the dtype may differ: values are cast).
-    Raises CheckpointError with every difference; then nothing was written.
+    Every rank of `process_group` calls this with the tensors or pieces that it wants, divided in
+    any way. `iteration` is the tracker's when None. Of the saved tensors, those whose names begin
+    with `prefix` must be exactly those that the ranks want, in name and whole size (the dtype may
+    differ: values are cast). Raises CheckpointError with every difference; then nothing was
+    written.
     """
+    from tandem.checkpoint.pieces import as_pieces
+
     folder = complete_folder(root, latest(root) if iteration is None else iteration)
     found = {name: size for name, (size, _) in saved_tensors(folder).items()}
     lines = differences(
         {name: size for name, size in found.items() if name.startswith(prefix)},
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        _wanted(as_pieces(tensors), process_group),
     )
     if lines:
         raise CheckpointError(f"{folder} does not hold what is to be loaded:{report(lines)}")
@@ -181,19 +195,21 @@ def saved_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]
 
 def read_into(
     folder: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: "Pieces",
     *,
     process_group: "ProcessGroup | None" = None,
 ) -> None:
     """Reads the named tensors of a complete folder in place; other tensors in it are left alone."""
     import torch.distributed.checkpoint as dcp
 
-    # a parameter that wants gradients is written to through its data
-    targets = {name: tensor.detach() for name, tensor in tensors.items()}
+    from tandem.checkpoint.pieces import PieceReader, as_pieces
+
+    pieces = as_pieces(tensors)
     with _torch_faults(f"reading {folder}"), _alone_is_fine(process_group) as is_alone:
         dcp.load(
-            targets,
+            dict(pieces),
             storage_reader=dcp.FileSystemReader(folder),
+            planner=PieceReader(pieces),
             process_group=process_group,
             no_dist=is_alone,
         )
@@ -224,6 +240,18 @@ def _start(final: Path) -> Path:
     for name in ("iter_*", RELEASE, TRACKER):
         clear_leftovers(final.parent, name)
     return hidden_folder(final)
+
+
+def _wanted(
+    pieces: "Mapping[str, Piece]", group: "ProcessGroup | None"
+) -> dict[str, tuple[int, ...]]:
+    """Whole sizes of the tensors that any rank wants a piece of, by name."""
+    own = {name: piece.global_shape for name, piece in pieces.items()}
+    if group is None and not dist.is_initialized():
+        return own
+    everyones: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyones, own, group=group)
+    return {name: size for one in everyones for name, size in one.items()}
 
 
 def _write_meta(folder: Path, iteration: Iteration, extra: Mapping[str, Any]) -> None:
