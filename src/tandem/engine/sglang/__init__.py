@@ -1,0 +1,1 @@
+"""Stock SGLang servers as the rollout engine, driven over HTTP only."""

@@ -1,0 +1,119 @@
+"""The command line of a server: the user's flags as they came, and ours."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from tandem.engine.sglang.ports import Ports
+from tandem.errors import ConfigError
+
+CPU = {
+    "attention-backend": ("torch_native",),
+    "sampling-backend": ("pytorch",),
+    "grammar-backend": ("none",),
+    "disable-overlap-schedule": (),
+    "max-total-tokens": ("16384",),
+    "mem-fraction-static": ("0.1",),
+}
+"""What stock SGLang needs to run without a GPU; each gives way to the user's own."""
+
+_FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
+_FLAG = re.compile(r"[\"']--([a-z0-9][a-z0-9-]*)[\"']")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerPlan:
+    """One server: where it runs, on which devices, with which flags."""
+
+    python: str
+    model: str
+    dtype: str  # as SGLang spells it: bfloat16, float32
+    seed: int
+    first_gpu: int
+    num_gpus: int  # of the whole engine, on this node and others
+    is_cpu: bool
+    gives_memory_back: bool
+    flags: Mapping[str, tuple[str, ...]]  # the user's, without `--sglang-`
+    host: str = "127.0.0.1"
+    num_nodes: int = 1
+    node: int = 0
+    head: str | None = None  # address of the engine's first node, where there are several
+
+    def words(self, ports: Ports) -> list[str]:
+        """The program and its arguments; the user's flags come last, so they win."""
+        given = dict(self.flags)
+        pipeline = int(given.get("pp-size", given.get("pipeline-parallel-size", ("1",)))[0])
+        ours: dict[str, Sequence[str]] = {
+            "model-path": (self.model,),
+            "host": (self.host,),
+            "port": (str(ports[1]),),
+            "nccl-port": (str(ports[2]),),
+            "tp-size": (str(max(1, self.num_gpus // pipeline)),),
+            "random-seed": (str(self.seed),),
+            "skip-server-warmup": (),
+            # the first update brings the weights, so none are read
+            "load-format": ("dummy",),
+            "dtype": (self.dtype,),
+        }
+        if self.is_cpu:
+            ours |= {"device": ("cpu",), **CPU}
+        else:
+            ours["base-gpu-id"] = (str(self.first_gpu),)
+        if self.gives_memory_back:
+            ours["enable-memory-saver"] = ()
+        if self.num_nodes > 1:
+            assert self.head is not None, "an engine of several nodes has a first one"
+            ours |= {"nnodes": (str(self.num_nodes),), "node-rank": (str(self.node),)}
+            ours["dist-init-addr"] = (self.head,)
+        words = [self.python, "-m", "sglang.launch_server"]
+        for name, values in (ours | given).items():
+            words += [f"--{name}", *values]
+        return words
+
+
+def check_flags(python: str, flags: Mapping[str, tuple[str, ...]]) -> None:
+    """Passes if SGLang, where it can be found, has every flag; else ConfigError.
+
+    Its source is read, not imported, which would take many seconds.
+    """
+    folder = find_package("sglang", python)
+    source = None if folder is None else folder / "srt" / "server_args.py"
+    if source is None or not source.is_file():
+        return
+    known = known_flags(source.read_text(encoding="utf-8"))
+    failures = []
+    for name in flags:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean --sglang-{near[0]}?" if near else "leave it out"
+            failures.append(f"--sglang-{name}: the installed SGLang has no --{name}; {hint}")
+    if failures:
+        raise ConfigError(failures)
+
+
+def known_flags(source: str) -> set[str]:
+    """Names of the flags that this text of `server_args.py` makes."""
+    start = source.find("class ServerArgs")
+    end = source.find("\nclass ", start + 1)
+    body = source[start : end if end > 0 else None]
+    head = body.partition("\n    def ")[0]
+    fields = {name.replace("_", "-") for name in _FIELD.findall(head)}
+    return fields | set(_FLAG.findall(body))
+
+
+def find_package(name: str, python: str) -> Path | None:
+    """The folder of a package as this interpreter finds it, without importing it; or None."""
+    if python == sys.executable:
+        spec = importlib.util.find_spec(name)
+        return None if spec is None or spec.origin is None else Path(spec.origin).parent
+    program = (
+        "import importlib.util, sys; spec = importlib.util.find_spec(sys.argv[1]); "
+        "sys.stdout.write(spec.origin if spec and spec.origin else '')"
+    )
+    done = subprocess.run([python, "-c", program, name], capture_output=True, text=True)
+    return Path(done.stdout).parent if done.returncode == 0 and done.stdout else None
