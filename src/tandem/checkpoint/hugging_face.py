@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,14 @@ from tandem.checkpoint.folders import (
 )
 from tandem.checkpoint.names import (
     differences,
-    hugging_face_names,
     hugging_face_shapes,
     merge,
     our_shapes,
+    pieces,
     report,
 )
 from tandem.errors import CheckpointError
+from tandem.models.part import Shard
 from tandem.models.shape import Shape, read_shape
 
 if TYPE_CHECKING:
@@ -49,17 +50,19 @@ def is_hugging_face(folder: Path) -> bool:
 def load_hugging_face(decoder: "Decoder", folder: str | Path) -> None:
     """Fills every parameter from the weights in `folder`, cast to the decoder's dtype.
 
-    Raises CheckpointError with every missing, unknown and misshaped tensor; then nothing was
-    written.
+    Of a model in parts only what is held here is read. Raises CheckpointError with every missing,
+    unknown and misshaped tensor; then nothing was written.
     """
     parameters = dict(decoder.named_parameters())
     with no_grad():
-        for name, tensor in read_hugging_face(decoder.shape, folder):
+        for name, tensor in read_hugging_face(decoder.shape, folder, decoder.shards()):
             parameters[name].copy_(tensor)
 
 
-def read_hugging_face(shape: Shape, folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the decoder by our name, in the dtype of the file.
+def read_hugging_face(
+    shape: Shape, folder: str | Path, shards: Mapping[str, Shard] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the decoder by our name, in the dtype of the file; or these shards alone.
 
     All names and sizes are checked before the first tensor is read. Raises CheckpointError.
     """
@@ -68,9 +71,13 @@ def read_hugging_face(shape: Shape, folder: str | Path) -> Iterator[tuple[str, T
         try:
             where = _open(stack, folder)
             _check(shape, folder, where)
-            for name in our_shapes(shape):
+            if shards is None:
+                whole = our_shapes(shape).items()
+                shards = {name: Shard(global_shape=size) for name, size in whole}
+            for name, shard in shards.items():
                 parts = [
-                    where[theirs].get_tensor(theirs) for theirs in hugging_face_names(shape, name)
+                    where[theirs].get_slice(theirs)[spans]
+                    for theirs, spans in pieces(shape, name, shard)
                 ]
                 yield name, merge(shape, name, parts)
         except SafetensorError as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tandem.errors import CheckpointError
+from tandem.models.part import Shard
 from tandem.models.shape import Shape
 
 Named = Iterable[tuple[str, Tensor]]
@@ -127,20 +128,50 @@ def our_name(theirs: str) -> str:
 
 def hugging_face_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """The size of every tensor of a model by Hugging Face name."""
+    return {
+        theirs: _piece_size(shape, theirs, size[1:] if len(size) == 3 else size)
+        for ours, size in our_shapes(shape).items()
+        for theirs in hugging_face_names(shape, ours)
+    }
+
+
+def _piece_size(shape: Shape, theirs: str, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The size of a tensor of theirs that is a part of one of ours, or of one expert of that."""
     rows = {
         "q_proj": shape.num_heads * shape.head_size,
         "k_proj": shape.num_key_heads * shape.head_size,
         "v_proj": shape.num_key_heads * shape.head_size,
+        "gate_proj": ours[0] // 2,
+        "up_proj": ours[0] // 2,
     }
-    sizes = {}
-    for ours, size in our_shapes(shape).items():
-        if len(size) == 3:
-            size = size[1:]
-        for theirs in hugging_face_names(shape, ours):
-            kind = theirs.split(".")[-2]
-            first = size[0] // 2 if kind in ("gate_proj", "up_proj") else rows.get(kind, size[0])
-            sizes[theirs] = (first, *size[1:])
-    return sizes
+    return (rows.get(theirs.split(".")[-2], ours[0]), *ours[1:])
+
+
+def pieces(shape: Shape, ours: str, shard: Shard) -> list[tuple[str, tuple[slice, ...]]]:
+    """The Hugging Face tensors that a shard of our tensor is made of, and what to take of each.
+
+    `merge` makes the shard of these; a dim that is not named is taken whole.
+    """
+    names = hugging_face_names(shape, ours)
+    is_of_experts = len(shard.global_shape) == 3
+    taken: dict[int, tuple[int, int]] = {}  # first and last + 1 of each dim, as shares of the whole
+    for cut in shard.cuts:
+        if is_of_experts and cut.dim == 0:
+            each = len(names) // shard.global_shape[0]
+            names = names[cut.start * each : (cut.start + cut.size) * each]
+        else:
+            taken[cut.dim - is_of_experts] = (cut.start, cut.start + cut.size)
+    found = []
+    for theirs in names:
+        size = _piece_size(shape, theirs, shard.global_shape[is_of_experts:])
+        totals = zip(size, shard.global_shape[is_of_experts:], strict=True)
+        # rows are grouped evenly, so a share of ours is the same share of each of theirs
+        spans = [
+            slice(*(end * their_total // our_total for end in taken.get(dim, (0, our_total))))
+            for dim, (their_total, our_total) in enumerate(totals)
+        ]
+        found.append((theirs, tuple(spans)))
+    return found
 
 
 def split(shape: Shape, ours: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
