@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import kernel_chunked
@@ -22,6 +23,7 @@ from kernel_rows import (
 from torch import Tensor
 
 from tandem.kernels import attention, grouped, paged
+from tandem.kernels.cuda import ordered, ordered_decode
 from tandem.kernels.device import has_flash_attention_4
 
 
@@ -56,6 +58,23 @@ def packed_section(_: bool) -> Iterator[Row]:
         ms = plain_ms(lambda: gradients([out], inputs, [grad]))  # noqa: B023
         note = f"{2.5 * flops / ms / 1e9:.0f} TFLOP/s"
         yield Row(f"{name} backward", ms=ms, floor_s=2.5 * flops / w1.MATMUL_FLOPS, note=note)
+        yield from ordered_rows(name, [x.detach() for x in inputs], bounds, max(lengths), flops)
+
+
+def ordered_rows(name: str, inputs: list[Tensor], bounds: Tensor, longest: int, flops: float):
+    """Packed attention in one order: against the other kernel, and by its tiling."""
+    wanted = attention.packed_attention(*inputs, bounds, longest)
+    found, _ = ordered.attend(*inputs, bounds, longest)
+    yield Row(f"{name} ordered", error_of(found, wanted))
+    for tile, warps, stages in ((128, 8, 3), (128, 8, 2), (64, 4, 3), (64, 4, 2)):
+
+        def forward(how=(tile, warps, stages)) -> Tensor:
+            return ordered.attend(*inputs, bounds, longest, want_lse=True, how=how)[0]
+
+        same = torch.equal(forward(), found)
+        ms = plain_ms(forward)
+        note = f"{flops / ms / 1e9:.0f} TFLOP/s, tile {tile}, {warps} warps, {stages} stages"
+        yield Row(f"{name} ordered", 0.0 if same else 1.0, 0.0, ms, flops / w1.MATMUL_FLOPS, note)
 
 
 class Decode(NamedTuple):
@@ -145,6 +164,11 @@ def decode_section(is_sweep: bool) -> Iterator[Row]:
 def decoders() -> Iterator[tuple[str, Callable[..., Tensor]]]:
     yield "ours", paged.paged_attention
     yield "ours, grouped", grouped.grouped_paged_attention
+    for tile, stages in ((16, 3), (64, 2), (64, 3), (64, 4)):
+        how = {"tile": tile, "stages": stages}
+        yield f"ordered {tile} {stages}", partial(ordered_decode.paged_attention, **how)
+        grouped_kernel = partial(ordered_decode.grouped_paged_attention, **how)
+        yield f"ordered {tile} {stages}, grouped", grouped_kernel
     yield "candidate", kernel_chunked.paged_attention
     yield "candidate, grouped", kernel_chunked.grouped_paged_attention
     if has_flash_attention_4():

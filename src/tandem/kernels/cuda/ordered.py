@@ -15,7 +15,7 @@ from torch import Tensor
 BLOCK_N = 64
 """Keys that are folded together; part of what the bits are a function of."""
 LOG2_E = 1.4426950408889634
-_TILE = 128  # queries of a program
+_HOW = (128, 8, 3)  # queries of a program, warps, stages
 
 
 def attend(
@@ -29,6 +29,7 @@ def attend(
     table_SB: Tensor | None = None,
     lengths_S: Tensor | None = None,
     want_lse: bool = False,
+    how: tuple[int, int, int] = _HOW,
 ) -> tuple[Tensor, Tensor | None]:
     """Attended values `[T, N, H]`, and the natural log-sum-exps `[N, T]` fp32 when asked for.
 
@@ -41,14 +42,15 @@ def attend(
     out = torch.empty_like(q_TNH)
     lse = q_TNH.new_empty(heads, tokens, dtype=torch.float32) if want_lse else None
     sequences = len(bounds_S) - 1
+    tile, warps, stages = how
     if tokens and sequences:
-        _attend_tile[(triton.cdiv(longest, _TILE), heads, sequences)](
+        _attend_tile[(triton.cdiv(longest, tile), heads, sequences)](
             q_TNH, k, v, out, lse, bounds_S, lengths_S, table_SB,
             0 if table_SB is None else table_SB.stride(0), tokens,
             (size**-0.5 if scale is None else scale) * LOG2_E,
             N=heads, K=k.shape[-2], H=size, BS=k.shape[1] if table_SB is not None else 1,
-            IS_PAGED=table_SB is not None, HAS_LSE=want_lse, BLOCK_M=_TILE, BLOCK_N=BLOCK_N,
-            num_warps=8, num_stages=3,
+            IS_PAGED=table_SB is not None, HAS_LSE=want_lse, BLOCK_M=tile, BLOCK_N=BLOCK_N,
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out, lse
 

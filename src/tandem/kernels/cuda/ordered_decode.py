@@ -23,9 +23,10 @@ def paged_attention(
     lengths_R: Tensor,
     scale: float | None = None,
     tile: int = _TILE,
+    stages: int = 3,
 ) -> Tensor:
     """As `paged.paged_attention`."""
-    return _decode(q_RNH, k_cache, v_cache, None, table_RB, lengths_R, scale, tile)
+    return _decode(q_RNH, k_cache, v_cache, None, table_RB, lengths_R, scale, tile, stages)
 
 
 def grouped_paged_attention(
@@ -39,6 +40,7 @@ def grouped_paged_attention(
     suffix_lengths_R: Tensor,
     scale: float | None = None,
     tile: int = _TILE,
+    stages: int = 3,
 ) -> Tensor:
     """As `grouped.grouped_paged_attention`; groups of any size, one that is empty costs little.
 
@@ -46,17 +48,17 @@ def grouped_paged_attention(
     """
     prefix = (prefix_table_GB, prefix_lengths_G, group_bounds_G)
     rows = (suffix_table_RB, suffix_lengths_R)
-    return _decode(q_RNH, k_cache, v_cache, prefix, *rows, scale, tile)
+    return _decode(q_RNH, k_cache, v_cache, prefix, *rows, scale, tile, stages)
 
 
-def _decode(q_RNH, k_cache, v_cache, prefix, table_RB, lengths_R, scale, tile) -> Tensor:
+def _decode(q_RNH, k_cache, v_cache, prefix, table_RB, lengths_R, scale, tile, stages) -> Tensor:
     rows, heads, size = q_RNH.shape
     key_heads, block = k_cache.shape[2], k_cache.shape[1]
     per_key = heads // key_heads
     scale = (size**-0.5 if scale is None else scale) * LOG2_E
     q_RNH = q_RNH.contiguous()
     shared = {"N": heads, "K": key_heads, "H": size, "BS": block, "BLOCK_N": BLOCK_N}
-    shared |= {"BLOCK_M": tile, "num_warps": 4, "num_stages": 3}
+    shared |= {"BLOCK_M": tile, "num_warps": 4, "num_stages": stages}
     out = torch.empty_like(q_RNH)
     state = top_total = None
     if prefix is not None:
