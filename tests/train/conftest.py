@@ -12,11 +12,10 @@ from tandem.config import AlgoConfig, BatchConfig, OptimConfig
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape
 from tandem.packing import pack
-from tandem.train import Learning, LocalTrainer, schedule_of
+from tandem.train import Beside, Learning, LocalTrainer, schedule_of
 from tandem.train.critic import Critic, ValueModel
 from tandem.train.descent import Descent
 from tandem.train.lora import TARGETS, Adapters
-from tandem.train.trainer import Beside
 from tandem.types import Ending, Group, Prompt, Sample, StepStats
 
 torch.set_num_threads(1)

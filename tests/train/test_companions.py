@@ -29,11 +29,11 @@ def test_a_reference_follows_every_so_many_rollouts(
         return make_trainer(algo=algo, reference=make_decoder())
 
     whole, first, resumed = fresh(), fresh(), fresh()
-    begin = weights_of(whole._reference)
+    begin = weights_of(whole._reference.parts[0])
     learn(whole, make_groups(seed=0))
-    assert are_equal(begin, weights_of(whole._reference))
+    assert are_equal(begin, weights_of(whole._reference.parts[0]))
     learn(whole, make_groups(seed=1))
-    assert are_equal(weights_of(whole._decoder), weights_of(whole._reference))
+    assert are_equal(weights_of(whole._model.parts[0]), weights_of(whole._reference.parts[0]))
     row = learn(whole, make_groups(seed=2)).rows[0]
     assert row["kl_loss"] == 0.0, "the policy is its reference again"
     for seed in range(3):
@@ -43,7 +43,7 @@ def test_a_reference_follows_every_so_many_rollouts(
     for trainer in (whole, resumed):
         learn(trainer, make_groups(seed=3))
     assert resumed.state_digest() == whole.state_digest()
-    assert are_equal(weights_of(whole._decoder), weights_of(resumed._reference))
+    assert are_equal(weights_of(whole._model.parts[0]), weights_of(resumed._reference.parts[0]))
 
 
 def written_by(groups, *versions):

@@ -64,9 +64,9 @@ def test_while_it_warms_up_the_policy_stands_still(make_trainer, make_groups, le
 def test_it_shares_no_weight_with_the_policy(make_trainer, make_groups, learn):
     trainer = make_trainer(algo=PPO)
     body = critic_of(trainer)._model.body
-    mine = {p.data_ptr() for p in trainer._decoder.parameters()}
+    mine = {p.data_ptr() for p in trainer._model.parts[0].parameters()}
     assert not mine & {p.data_ptr() for p in body.parameters()}
-    assert torch.equal(body.layers[0].qkv.weight, trainer._decoder.layers[0].qkv.weight)
+    assert torch.equal(body.layers[0].qkv.weight, trainer._model.parts[0].layers[0].qkv.weight)
 
 
 def test_an_untied_policy_has_a_critic_without_its_head(make_trainer, make_decoder, make_groups,

@@ -149,5 +149,5 @@ def likelihoods(trainer, group):
     """The log-prob of each sample under the policy as it is."""
     learning = trainer._learning
     rows = scoring_rows([group], trainer.layout, learning.batch, learning.algo)
-    (column,) = columns([group], rows, trainer._scores(trainer._decoder, rows))
+    (column,) = columns([group], rows, trainer._scores(trainer._model, rows))
     return np.array([logprobs_T.sum() for logprobs_T in column])

@@ -12,7 +12,7 @@ LORA = {"rank": 4, "alpha": 8.0}
 
 
 def named(trainer):
-    return {name: p.detach().clone() for name, p in trainer._decoder.named_parameters()}
+    return {name: p.detach().clone() for name, p in trainer._model.parts[0].named_parameters()}
 
 
 def test_adapters_begin_as_nothing_and_change_their_targets_alone(
@@ -26,8 +26,8 @@ def test_adapters_begin_as_nothing_and_change_their_targets_alone(
     changed = {name for name, tensor in named(trainer).items() if not before[name].equal(tensor)}
     assert changed == {f"layers.{i}.{name}.weight" for i in range(2) for name in ("qkv", "down")}
     pairs = zip(
-        to_hugging_face(trainer._decoder.shape, before.items()),
-        to_hugging_face(trainer._decoder.shape, named(trainer).items()),
+        to_hugging_face(trainer._model.parts[0].shape, before.items()),
+        to_hugging_face(trainer._model.parts[0].shape, named(trainer).items()),
         strict=True,
     )
     moved = {name for (name, old), (_, new) in pairs if not old.equal(new)}
@@ -169,7 +169,7 @@ def merged_logits(trainer, tokens):
     def attend(layer, q, k, v):
         return packed_attention(q, k, v, bounds, len(tokens))
 
-    decoder = trainer._decoder
+    decoder = trainer._model.parts[0]
     return decoder.logits(decoder(tokens, torch.arange(len(tokens)), attend))
 
 

@@ -48,7 +48,7 @@ def gradients_of(trainer, groups):
     groups = advantage(trainer.annotate(groups), learning.algo)
     (batches,) = pack(groups, trainer.layout, learning.batch, learning.algo)
     metrics = trainer._accumulate(batches)
-    named = {n: p.grad.clone() for n, p in trainer._decoder.named_parameters()}
+    named = {n: p.grad.clone() for n, p in trainer._model.parts[0].named_parameters()}
     trainer._descent.optimizer.drop_gradients()
     return named, {name: value.item() for name, value in metrics.items()}
 
@@ -263,7 +263,7 @@ def test_weights_alone_can_be_taken_from_a_checkpoint(make_trainer, make_groups,
 
 def poison(trainer, value):
     with torch.no_grad():
-        trainer._decoder.norm.weight[0] = value
+        trainer._model.parts[0].norm.weight[0] = value
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing(
@@ -283,7 +283,7 @@ def test_or_is_skipped_when_asked(make_trainer, make_groups, learn):
         optim={"no_check_for_nan_in_loss_and_grad": True, "lr_warmup_iters": 4, "lr": 1e-3}
     )
     learn(trainer, make_groups())
-    kept = trainer._decoder.norm.weight[0].item()
+    kept = trainer._model.parts[0].norm.weight[0].item()
     poison(trainer, math.nan)
     before = trainer.state_digest()
     (skipped,) = learn(trainer, make_groups()).rows
@@ -330,7 +330,7 @@ def test_policy_steps_make_good_samples_likelier_and_bad_ones_rarer(
 
     def likelihoods():
         with torch.no_grad():
-            rows = [logprobs_of(trainer._decoder, s.tokens_T) for s in group.samples]
+            rows = [logprobs_of(trainer._model.parts[0], s.tokens_T) for s in group.samples]
         return [
             sum(row[t - 1, s.tokens_T[t]].item() for t in np.flatnonzero(s.sampled_T))
             for row, s in zip(rows, group.samples, strict=True)
@@ -375,12 +375,12 @@ def test_weights_are_the_storage_under_hugging_face_names(make_trainer):
     weights = trainer.weights(version=3)
     assert weights.version == 3 and weights.is_shared
     named = dict(weights.named)
-    shapes = hugging_face_shapes(trainer._decoder.shape)
+    shapes = hugging_face_shapes(trainer._model.parts[0].shape)
     assert {name: tuple(tensor.shape) for name, tensor in named.items()} == shapes
-    embedding = trainer._decoder.embed.weight
+    embedding = trainer._model.parts[0].embed.weight
     assert named["model.embed_tokens.weight"].data_ptr() == embedding.data_ptr()
     # storage that is shared is proved as it lies
-    assert set(weights.digests) == {name for name, _ in trainer._decoder.named_parameters()}
+    assert set(weights.digests) == {name for name, _ in trainer._model.parts[0].named_parameters()}
 
 
 def test_the_canary_is_the_models_own_word(make_trainer):
@@ -388,7 +388,7 @@ def test_the_canary_is_the_models_own_word(make_trainer):
     canary = trainer.weights(0).canary
     assert np.array_equal(canary.tokens_T, canary_tokens(61))
     with torch.no_grad():
-        all_TV = logprobs_of(trainer._decoder, canary.tokens_T)
+        all_TV = logprobs_of(trainer._model.parts[0], canary.tokens_T)
     wanted = [0.0] + [
         all_TV[t - 1, canary.tokens_T[t]].item() for t in range(1, len(canary.tokens_T))
     ]

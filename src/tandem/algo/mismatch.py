@@ -1,5 +1,6 @@
 """Corrections for samples whose author is not quite the policy that learns from them."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tandem.algo.policy_loss import LOG_RATIO_BOUND, ratio_to
@@ -104,8 +105,15 @@ def mis(tokens: Tokens, cfg: AlgoConfig, scale: float = 1.0) -> Correction:
 CORRECTIONS = {"tis": truncated, "icepop": icepop, "mis": mis}
 
 
-def normaliser(rows: "list[Tokens]", cfg: AlgoConfig) -> float:
-    """1 / mean weight of the trained tokens of all rows of a step; 1 where it is not asked for."""
+def normaliser(
+    rows: "list[Tokens]",
+    cfg: AlgoConfig,
+    over_ranks: Callable[[Sequence[float]], Sequence[float]] = tuple,
+) -> float:
+    """1 / mean weight of the trained tokens of all rows of a step; 1 where it is not asked for.
+
+    `over_ranks` sums numbers over those who have other rows of the step.
+    """
     if not cfg.tis_batch_normalize:
         return 1.0
     found = [correction(tokens, cfg) for tokens in rows]
@@ -114,6 +122,7 @@ def normaliser(rows: "list[Tokens]", cfg: AlgoConfig) -> float:
         for each, tokens in zip(found, rows, strict=True)
     )
     count = sum(float(tokens.mask_T.double().sum()) for tokens in rows)
+    total, count = over_ranks([total, count])
     return count / total if total > 0 else 1.0
 
 

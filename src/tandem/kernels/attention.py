@@ -62,7 +62,10 @@ def _varlen(
     how: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}  # -1, 0: causal
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 never asks
         how["enable_gqa"] = True
-    return varlen_attn(q_TNH, k_TKH, v_TKH, bounds_S, keys.bounds_S, longest, keys.longest, **how)
+    attended = varlen_attn(
+        q_TNH, k_TKH, v_TKH, bounds_S, keys.bounds_S, longest, keys.longest, **how
+    )
+    return attended[0] if isinstance(attended, tuple) else attended
 
 
 def _by_length(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, bounds_S: Tensor, scale) -> Tensor:

@@ -16,14 +16,14 @@ from tandem.errors import ConfigError
 class Layout:
     """This process's place on the mesh's axes, and what packing must know of its device."""
 
-    data_rank: int = 0
+    data_rank: int | None = 0  # None: all, those of rank 0 first
     data_size: int = 1
     context_size: int = 1
     row_multiple: int = 1  # tokens that a packed row is padded to a multiple of
     sequence_cost: Callable[[int], float] = float  # work of a sequence of that many tokens
 
     def __post_init__(self) -> None:
-        assert 0 <= self.data_rank < self.data_size, f"no data rank {self.data_rank}"
+        assert 0 <= (self.data_rank or 0) < self.data_size, f"no data rank {self.data_rank}"
         assert self.row_multiple >= 1, f"rows cannot be a multiple of {self.row_multiple}"
 
 
@@ -124,6 +124,12 @@ class Mesh:
     expert_data: Axis = ALONE  # the processes that hold the same experts
     ends: Axis = ALONE  # first and last pipeline stage, where both hold the embedding
     world: Axis = ALONE
+
+
+def row_multiple(mesh: Mesh) -> int:
+    """What the tokens of a packed row must be a multiple of, to be cut alike for every process."""
+    context = 2 * mesh.context.size if mesh.context.size > 1 else 1  # two chunks each
+    return mesh.tensor.size * context
 
 
 AXES = (

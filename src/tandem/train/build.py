@@ -2,60 +2,85 @@
 
 from functools import partial
 
+import torch
+
 from tandem.algo import NO_HOOKS, Hooks
 from tandem.config import BatchConfig, Config, OptimConfig, ParallelConfig
 from tandem.config.roles import optim_of
+from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder, Recompute
-from tandem.models.shape import forward_flops
-from tandem.parallel import Layout
+from tandem.models.part import parts_of
+from tandem.models.shape import Shape, forward_flops
+from tandem.parallel import Layout, Mesh, row_multiple
 from tandem.train.critic import Critic, ValueModel
 from tandem.train.descent import Descent
+from tandem.train.freeze import freeze
+from tandem.train.learning import Beside, Learning, Parts
 from tandem.train.lora import Adapters
 from tandem.train.schedule import Schedule, schedule_of
-from tandem.train.trainer import Beside, Learning, LocalTrainer
+from tandem.train.trainer import LocalTrainer
 
 
 def build_trainer(
     cfg: Config,
-    decoder: Decoder,
-    reference: Decoder | None,
+    decoder: Parts,
+    reference: Parts | None,
     *,
     num_rollout: int,
-    teacher: Decoder | None = None,
+    teacher: Parts | None = None,
     hooks: Hooks = NO_HOOKS,
 ) -> LocalTrainer:
     """A trainer of `decoder`, whose weights the caller has put there.
 
-    `num_rollout` is the run's, known by now where it was given in epochs. `reference` and `teacher`
-    are other decoders, there exactly if the algorithm wants them; the critic begins as a copy of
-    the policy. Raises ConfigError.
+    On a mesh of several processes each calls this with the parts that it holds (`build_parts`), of
+    the policy and of every other model. `num_rollout` is the run's, known by now where it was given
+    in epochs. `reference` and `teacher` are there exactly if the algorithm wants them; the critic
+    begins as a copy of the policy. Raises ConfigError.
     """
     optim = optim_of(cfg, "actor")
+    parts = [decoder] if isinstance(decoder, Decoder) else decoder
+    first = parts[0]
+    freeze(parts, optim)
     learning = Learning(
         algo=cfg.algo,
         batch=cfg.batch,
         optim=optim,
         schedule=_schedule(cfg, optim, num_rollout),
         step_size=_step_size(cfg),
-        layout=layout_of(decoder, cfg.batch),
+        layout=layout_of(first, cfg.batch),
         temperature=cfg.rollout.rollout_temperature,
-        recompute=recompute_of(cfg.parallel, decoder.shape.num_layers),
+        recompute=recompute_of(cfg.parallel, first.shape.num_layers),
         hooks=hooks,
     )
     beside = Beside(
         reference=reference,
         teacher=teacher,
-        critic=_critic(cfg, decoder, num_rollout),
-        adapters=_adapters(cfg, decoder),
+        critic=_critic(cfg, first, num_rollout),
+        adapters=_adapters(cfg, first),
     )
-    return LocalTrainer(decoder, learning, beside=beside)
+    return LocalTrainer(parts, learning, beside=beside)
+
+
+def build_parts(cfg: Config, shape: Shape, mesh: Mesh, device: torch.device) -> tuple[Decoder, ...]:
+    """What this process holds of a decoder of the run's model, a part for each of its stages.
+
+    Its weights are not filled yet. Raises ConfigError when the model cannot be divided so.
+    """
+    dtype = dtype_of(cfg.model.dtype, device)
+    return tuple(
+        Decoder(shape, dtype, device, part) for part in parts_of(shape, mesh, cfg.parallel)
+    )
 
 
 def layout_of(decoder: Decoder, cfg: BatchConfig) -> Layout:
-    """One process's layout; on CUDA rows are padded, so that few shapes occur."""
-    is_cuda = decoder.head_weight.is_cuda
+    """This process's place on the mesh; on CUDA rows are padded more, so that few shapes occur."""
+    mesh = decoder.part.mesh
+    padding = cfg.data_pad_size_multiplier if decoder.device.type == "cuda" else 1
     return Layout(
-        row_multiple=cfg.data_pad_size_multiplier if is_cuda else 1,
+        data_rank=mesh.data.rank,
+        data_size=mesh.data.size,
+        context_size=mesh.context.size,
+        row_multiple=padding * row_multiple(mesh),
         sequence_cost=partial(forward_flops, decoder.shape),
     )
 
@@ -80,7 +105,12 @@ def _critic(cfg: Config, policy: Decoder, num_rollout: int) -> Critic | None:
     model = ValueModel(policy)
     schedule = _schedule(cfg, optim, num_rollout)
     descent = Descent(
-        model.named_parameters(), optim, schedule, _step_size(cfg), of="the critic's "
+        model.named_parameters(),
+        optim,
+        schedule,
+        _step_size(cfg),
+        mesh=policy.part.mesh,
+        of="the critic's ",
     )
     return Critic(model, descent, recompute_of(cfg.parallel, policy.shape.num_layers))
 

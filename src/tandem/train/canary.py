@@ -1,23 +1,22 @@
 """A short sequence that no data set knows, and what a model says of it."""
 
 import numpy as np
-import torch
 
-from tandem.models.decoder import Decoder
 from tandem.packing.row import Item, build_row
-from tandem.train.forward import Scoring, token_scores
+from tandem.parallel import row_multiple
+from tandem.train.forward import Scoring
+from tandem.train.model import Model
 from tandem.types import Canary, Ending, Sample
 
 LENGTH = 16
 STRIDE = 7919  # a prime: neighbours are far apart in any vocabulary
 
 
-@torch.no_grad()
-def canary(decoder: Decoder) -> Canary:
-    """The canary with the log-probs of `decoder` at temperature 1."""
-    tokens_T = canary_tokens(decoder.shape.vocab)[: decoder.shape.max_positions]
+def canary(model: Model) -> Canary:
+    """The canary with the log-probs of `model` at temperature 1."""
+    tokens_T = canary_tokens(model.shape.vocab)[: model.shape.max_positions]
     score_T = np.zeros(len(tokens_T), np.float32)
-    score_T[1:] = _logprobs(decoder, tokens_T)[:-1]
+    score_T[1:] = _logprobs(model, tokens_T)[: len(tokens_T) - 1]
     return Canary(tokens_T=tokens_T, logprobs_T=score_T)
 
 
@@ -26,7 +25,7 @@ def canary_tokens(vocab: int) -> np.ndarray:
     return (np.arange(1, LENGTH + 1) * STRIDE % vocab).astype(np.int32)
 
 
-def _logprobs(decoder: Decoder, tokens_T: np.ndarray) -> np.ndarray:
+def _logprobs(model: Model, tokens_T: np.ndarray) -> np.ndarray:
     """Entry t speaks of token t + 1."""
     chosen_T = np.ones(len(tokens_T), bool)
     sample = Sample(
@@ -40,5 +39,5 @@ def _logprobs(decoder: Decoder, tokens_T: np.ndarray) -> np.ndarray:
         text="",
     )
     item = Item(sample=sample, columns={})
-    batch = build_row([item], [chosen_T], [chosen_T], (), 1)
-    return token_scores(decoder, batch, Scoring())[1].cpu().numpy()
+    batch = build_row([item], [chosen_T], [chosen_T], (), row_multiple(model.mesh))
+    return model.scores([batch], Scoring())[0]

@@ -15,7 +15,6 @@ from tandem.contracts import Attend
 from tandem.kernels.attention import Keys, packed_attention
 from tandem.parallel import Axis
 from tandem.parallel.collectives import gather_rows
-from tandem.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,11 @@ def in_row_order(gathered: Tensor, axis: Axis) -> Tensor:
     return torch.cat([pairs[:, 0], pairs[:, 1].flip(0)]).flatten(0, 1)
 
 
-def attention_over(batch: Batch, chunks: tuple[Chunk, Chunk], axis: Axis) -> Attend:
+def attention_over(chunks: tuple[Chunk, Chunk], device: torch.device, axis: Axis) -> Attend:
     """Attention of this process's queries to the keys of the whole row."""
-    device = batch.tokens_T.device
     moved = [(chunk, *_on(chunk, device)) for chunk in chunks]
 
-    def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+    def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, /) -> Tensor:
         both = in_row_order(gather_rows(torch.cat([k_TKH, v_TKH], dim=1), axis), axis)
         k, v = both.chunk(2, dim=1)
         parts = []

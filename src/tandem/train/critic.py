@@ -27,7 +27,9 @@ class ValueModel(nn.Module):
         super().__init__()
         weight_VD = policy.head_weight
         # a value model has no use for the head of a policy, tied or not
-        self.body = Decoder(replace(policy.shape, tied=True), weight_VD.dtype, weight_VD.device)
+        self.body = Decoder(
+            replace(policy.shape, tied=True), weight_VD.dtype, weight_VD.device, policy.part
+        )
         named = dict(policy.named_parameters())
         with torch.no_grad():
             for name, parameter in self.body.named_parameters():

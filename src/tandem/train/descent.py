@@ -9,8 +9,13 @@ from torch.nn import Parameter
 
 from tandem.config import OptimConfig
 from tandem.errors import TandemError
+from tandem.parallel import Mesh
 from tandem.train.optimizer import AdamW
 from tandem.train.schedule import Schedule
+from tandem.train.shards import Spread
+from tandem.train.together import from_last_stage, summed_metrics
+
+ONE = Mesh()
 
 
 class Descent:
@@ -23,10 +28,19 @@ class Descent:
         schedule: Schedule,
         step_size: int,
         *,
+        spreads: Mapping[str, Spread] | None = None,
+        mesh: Mesh = ONE,
         of: str = "",
     ) -> None:
-        """`step_size` is the rollouts of a full optimizer step; `of` names the model in errors."""
-        self.optimizer = AdamW(named, optim)
+        """`step_size` is the rollouts of a full optimizer step; `of` names the model in errors.
+
+        `spreads` says how parameters lie on the mesh; by default all processes hold all of them.
+        """
+        named = list(named)
+        if spreads is None:
+            spreads = {name: Spread(mesh.data_context) for name, _ in named}
+        self.optimizer = AdamW(named, optim, spreads, mesh.world)
+        self._mesh = mesh
         self.schedule = schedule
         self.num_steps = 0  # taken, over the whole run
         self.consumed = 0  # rollouts learned from: the clock of the schedule
@@ -37,12 +51,14 @@ class Descent:
     def step(self, totals: dict[str, Tensor]) -> dict[str, float]:
         """The step's metrics on the host, after the weights moved by what has been accumulated.
 
+        `totals` are this data rank's; what comes back is the same on every process.
+
         Raises TandemError at a gradient that is not finite, before any weight has moved, unless
         `--no-check-for-nan-in-loss-and-grad` asks to skip such steps.
         """
         lr = self.schedule.lr(self.consumed)
-        totals = {**totals, "grad_norm": self.optimizer.step(lr)}
-        row = _to_host(totals)
+        totals = {**summed_metrics(totals, self._mesh), "grad_norm": self.optimizer.step(lr)}
+        row = from_last_stage(_to_host(totals), self._mesh)
         is_taken = bool(np.isfinite(row["grad_norm"]))
         if not is_taken and not self._optim.no_check_for_nan_in_loss_and_grad:
             raise TandemError(

@@ -146,7 +146,7 @@ class Bucket:
 
 def buckets_of(parameters: Mapping[str, Tensor], spreads: Mapping[str, Spread]) -> list[Bucket]:
     """All parameters in buckets, each of one spread and one dtype, in their order."""
-    filled: dict[object, dict[str, torch.Size]] = {}
+    filled: dict[tuple[Spread, torch.dtype], dict[str, torch.Size]] = {}
     buckets = []
     for name, parameter in parameters.items():
         spread = spreads.get(name, ONE_PROCESS)

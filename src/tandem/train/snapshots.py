@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from tandem.models.decoder import Decoder
+from tandem.train.model import Model
 from tandem.types import NO_VERSION, Group
 
 NUM_KEPT = 2
@@ -16,22 +15,16 @@ class Snapshots:
     """Owns copies of the last published weights, by version."""
 
     def __init__(self) -> None:
-        self._copies: dict[int, Decoder] = {}
+        self._copies: dict[int, Model] = {}
 
-    @torch.no_grad()
-    def take(self, version: int, policy: Decoder) -> None:
+    def take(self, version: int, policy: Model) -> None:
         """Remembers the policy's weights as those of `version`; the oldest copy makes room."""
-        weight = policy.head_weight
         is_full = len(self._copies) >= NUM_KEPT
-        copy = self._copies.pop(min(self._copies)) if is_full else None
-        if copy is None:
-            copy = Decoder(policy.shape, weight.dtype, weight.device).requires_grad_(False)
-        mine = dict(copy.named_parameters())
-        for name, parameter in policy.named_parameters():
-            mine[name].copy_(parameter)
+        copy = self._copies.pop(min(self._copies)) if is_full else policy.like()
+        copy.copy_from(policy)
         self._copies[version] = copy
 
-    def authors(self, groups: Sequence[Group]) -> dict[int, Decoder]:
+    def authors(self, groups: Sequence[Group]) -> dict[int, Model]:
         """The copy for every version that wrote a token; the oldest one for those before it."""
         assert self._copies, "old log-probs of an earlier policy before any was published"
         found = {

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem.algo import (
-    NO_HOOKS,
-    Hooks,
-    Tokens,
-    hooked_loss,
-    loss,
-    normaliser,
-    wanted_columns,
-    wants_entropy,
-)
+from tandem.algo import Tokens, normaliser, wanted_columns
 from tandem.checkpoint import torch_dist
 from tandem.checkpoint.names import to_hugging_face
-from tandem.config import AlgoConfig, BatchConfig, OptimConfig
 from tandem.kernels.digest import digest_all
-from tandem.models.decoder import Decoder, Recompute
+from tandem.models.decoder import Decoder
 from tandem.packing import ScoringRow, columns, num_steps, scoring_rows
 from tandem.parallel import Layout
 from tandem.train.canary import canary
-from tandem.train.critic import Critic
 from tandem.train.descent import Descent
-from tandem.train.forward import Scoring, token_hidden, token_scores
-from tandem.train.lora import Adapters
-from tandem.train.schedule import Schedule
+from tandem.train.learning import Beside, Learning, Parts, loss_into
+from tandem.train.model import Model
+from tandem.train.publish import published
 from tandem.train.snapshots import Snapshots, by_author
+from tandem.train.together import longest, spreads_of, summed_numbers, whole_columns
 from tandem.types import Batch, Group, StepStats, Weights
 
 STATE = "trainer"
@@ -43,60 +34,40 @@ REFERENCE = "reference."
 """What the names of a reference that follows the policy begin with in a checkpoint."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Learning:
-    """Every setting that the trainer reads."""
-
-    algo: AlgoConfig
-    batch: BatchConfig
-    optim: OptimConfig
-    schedule: Schedule
-    step_size: int  # rollouts (attempts) of a full optimizer step
-    layout: Layout = field(default_factory=Layout)
-    temperature: float = 1.0
-    recompute: Recompute | None = None
-    hooks: Hooks = NO_HOOKS
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Beside:
-    """The models that a trainer may need beside the policy; each None where it does not."""
-
-    reference: Decoder | None = None
-    teacher: Decoder | None = None
-    critic: Critic | None = None
-    adapters: Adapters | None = None
-
-
 class LocalTrainer:
-    """Owns the policy's weights and its optimizer; implements `contracts.Trainer`."""
+    """Owns the policy's weights and its optimizer; implements `contracts.Trainer`.
+
+    On a mesh of several processes each runs one of these on its parts of the policy: all call the
+    same methods in the same order, with the same groups and with their own data rank's batches,
+    and get the same columns, metrics and weights.
+    """
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Parts,
         learning: Learning,
         reference: Decoder | None = None,
         *,
         beside: Beside | None = None,
     ) -> None:
-        self._decoder = decoder
-        self._learning = learning
+        self._model = model_of(decoder)
+        self._learning, self._mesh = learning, self._model.mesh
         beside = Beside() if beside is None else beside
-        self._reference = beside.reference if reference is None else reference
-        self._teacher = beside.teacher
-        for frozen in filter(None, (self._reference, self._teacher)):
-            frozen.requires_grad_(False)
+        self._reference = frozen_model(beside.reference if reference is None else reference)
+        self._teacher = frozen_model(beside.teacher)
         self._critic, self._adapters = beside.critic, beside.adapters
-        trained = decoder if self._adapters is None else self._adapters
+        trained = self._model if self._adapters is None else self._adapters
         self._descent = Descent(
-            trained.named_parameters(), learning.optim, learning.schedule, learning.step_size
+            trained.named_parameters(),
+            learning.optim,
+            learning.schedule,
+            learning.step_size,
+            spreads=spreads_of(self._model.parts) if self._adapters is None else None,
+            mesh=self._mesh,
         )
         self._snapshots = Snapshots() if learning.algo.keep_old_actor else None
         self._num_rollouts = 0  # learned from, over the whole run
         self._seconds: dict[str, float] = {}
-        self._scoring = Scoring(
-            temperature=learning.temperature, chunk=learning.batch.log_probs_chunk_size
-        )
 
     @property
     def layout(self) -> Layout:
@@ -120,18 +91,22 @@ class LocalTrainer:
         if "old_logprobs" in wanted:
             with self._timed("log_probs"):
                 found["old_logprobs"] = self._old_logprobs(groups, rows)
-        for column, decoder, span in (
+        for column, model, span in (
             ("reference_logprobs", self._reference, "ref_log_probs"),
             ("teacher_logprobs", self._teacher, "teacher_log_probs"),
         ):
             if column in wanted:
-                assert decoder is not None, f"{column} are wanted of a model that is not there"
+                assert model is not None, f"{column} are wanted of a model that is not there"
                 with self._timed(span):
-                    found[column] = columns(groups, rows, self._scores(decoder, rows))
+                    found[column] = columns(groups, rows, self._scores(model, rows))
         if "values" in wanted:
             assert self._critic is not None, "values without a critic"
             with self._timed("values"):
                 found["values"] = columns(groups, rows, self._critic.values(rows))
+        found = {
+            name: whole_columns(column, self._mesh, self._model.device)
+            for name, column in found.items()
+        }
         return tuple(
             replace(group, **{name: column[place] for name, column in found.items()})
             for place, group in enumerate(groups)
@@ -161,25 +136,33 @@ class LocalTrainer:
             rows.append(row)
         self._num_rollouts += 1
         self._refresh_reference()
-        num_tokens = sum(batch.num_tokens for batches in steps for batch in batches)
+        own = sum(batch.num_tokens for batches in steps for batch in batches)
+        (num_tokens,) = summed_numbers([own], self._mesh, self._model.device)
         seconds, self._seconds = self._seconds, {}
-        return StepStats(rows=tuple(rows), num_tokens=num_tokens, seconds=seconds)
+        seconds = longest(seconds, self._mesh, self._model.device)
+        return StepStats(rows=tuple(rows), num_tokens=int(num_tokens), seconds=seconds)
 
     def weights(self, version: int) -> Weights:
         """The policy's weights under Hugging Face names, with the proofs that they arrived.
 
         Tensors are the trainer's own storage, or copies where our layout differs; adapters are
-        merged into them.
+        merged into them. Where processes hold parts of them, all must walk `named` to its end: it
+        gathers one tensor at a time, and `digests` is filled on the way.
         """
         if self._snapshots is not None:
-            self._snapshots.take(version, self._decoder)
-        return Weights(
-            version=version,
-            named=self._named(),
-            is_shared=True,
-            digests=digest_all((name, p.detach()) for name, p in self._decoder.named_parameters()),
-            canary=canary(self._decoder),
-        )
+            self._snapshots.take(version, self._model)
+        said = canary(self._model)
+        if self._model.is_whole:
+            return Weights(
+                version=version,
+                named=to_hugging_face(self._model.shape, self._model.tensors().items()),
+                is_shared=True,
+                digests=digest_all(self._model.tensors().items()),
+                canary=said,
+            )
+        digests: dict[str, int] = {}
+        named = published(self._model, digests)
+        return Weights(version=version, named=named, digests=digests, canary=said)
 
     def save(
         self,
@@ -239,19 +222,15 @@ class LocalTrainer:
         """A digest of every tensor that a checkpoint holds."""
         return digest_all((self._weight_tensors() | self._optimizer_tensors()).items())
 
-    def _named(self) -> Iterator[tuple[str, Tensor]]:
-        named = ((name, p.detach()) for name, p in self._decoder.named_parameters())
-        return to_hugging_face(self._decoder.shape, named)
-
     def _weight_parts(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of every model that changes in a run, by what their names begin with."""
-        parts = {torch_dist.MODEL: _tensors_of(self._decoder, torch_dist.MODEL)}
+        parts = {torch_dist.MODEL: self._model.tensors(torch_dist.MODEL)}
         if self._critic is not None:
             parts["critic.model."] = self._critic.model_tensors()
         if self._adapters is not None:
             parts["lora."] = self._adapters.tensors()
         if self._reference is not None and self._learning.algo.ref_update_interval is not None:
-            parts[REFERENCE] = _tensors_of(self._reference, REFERENCE)
+            parts[REFERENCE] = self._reference.tensors(REFERENCE)
         return parts
 
     def _weight_tensors(self) -> dict[str, Tensor]:
@@ -266,18 +245,16 @@ class LocalTrainer:
         self, groups: Sequence[Group], rows: Sequence[ScoringRow]
     ) -> list[tuple[np.ndarray, ...]]:
         if self._snapshots is None:
-            return columns(groups, rows, self._scores(self._decoder, rows))
+            return columns(groups, rows, self._scores(self._model, rows))
         by_version = {
-            version: columns(groups, rows, self._scores(decoder, rows))
-            for version, decoder in self._snapshots.authors(groups).items()
+            version: columns(groups, rows, self._scores(model, rows))
+            for version, model in self._snapshots.authors(groups).items()
         }
         return by_author(groups, by_version)
 
-    @torch.no_grad()
-    def _scores(self, decoder: Decoder, rows: Sequence[ScoringRow]) -> list[np.ndarray]:
+    def _scores(self, model: Model, rows: Sequence[ScoringRow]) -> list[np.ndarray]:
         """The log-probs of each row, on the host."""
-        scored = [token_scores(decoder, row.batch, self._scoring)[1] for row in rows]
-        return [logprobs_T.cpu().numpy() for logprobs_T in scored]
+        return model.scores([row.batch for row in rows], self._learning.scoring)
 
     def _step(self, batches: Sequence[Batch]) -> dict[str, float]:
         with self._timed("forward_backward"):
@@ -290,29 +267,14 @@ class LocalTrainer:
         return row
 
     def _accumulate(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """The step's metrics on the device, after the gradients of all batches were summed."""
-        scale = self._correction_scale(batches)
-        totals: dict[str, Tensor] = {}
-        for batch in batches:
-            value, metrics = self._loss(batch, scale)
-            value.backward()
-            for name, metric in metrics.items():
-                totals[name] = totals[name] + metric if name in totals else metric
-        return totals
+        """The step's metrics on the device, after the gradients of all batches were summed.
 
-    def _loss(self, batch: Batch, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
-        algo, hooks = self._learning.algo, self._learning.hooks
-        if algo.loss_type == "custom_loss":
-            moved, hidden_TD = token_hidden(self._decoder, batch, self._learning.recompute)
-            return hooked_loss(moved, self._decoder.logits(hidden_TD), hooks)
-        how = replace(
-            self._scoring,
-            recompute=self._learning.recompute,
-            wants_entropy=wants_entropy(algo),
-            entropy_has_gradient=algo.entropy_coef != 0,
-        )
-        moved, logprobs_T, entropy_T = token_scores(self._decoder, batch, how)
-        return loss(moved, logprobs_T, entropy_T, algo, hooks=hooks, scale=scale)
+        They are this data rank's, and the last stage's alone.
+        """
+        totals: dict[str, Tensor] = {}
+        finish = loss_into(totals, self._learning, self._correction_scale(batches))
+        self._model.learn(batches, finish, self._learning.recompute)
+        return totals
 
     def _correction_scale(self, batches: Sequence[Batch]) -> float:
         """What makes the correction weights of a whole step 1 on average, where that is asked."""
@@ -323,19 +285,17 @@ class LocalTrainer:
             trainer_T, engine_T = batch.old_logprobs_T, batch.engine_logprobs_T
             assert trainer_T is not None and engine_T is not None, "weights without log-probs"
             rows.append(Tokens(trainer_T, engine_T, batch.mask_T, batch.bounds_S))
-        return normaliser(rows, self._learning.algo)
+        over_ranks = partial(summed_numbers, mesh=self._mesh, device=self._model.device)
+        return normaliser(rows, self._learning.algo, over_ranks)
 
-    @torch.no_grad()
     def _refresh_reference(self) -> None:
         interval = self._learning.algo.ref_update_interval
         if self._reference is None or interval is None or self._num_rollouts % interval:
             return
-        theirs = dict(self._reference.named_parameters())
-        for name, parameter in self._decoder.named_parameters():
-            theirs[name].copy_(parameter)
+        self._reference.copy_from(self._model)
 
     def _wait(self) -> None:
-        if self._decoder.head_weight.is_cuda:
+        if self._model.device.type == "cuda":
             torch.cuda.synchronize()
 
     @contextmanager
@@ -346,5 +306,16 @@ class LocalTrainer:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
 
-def _tensors_of(decoder: Decoder, prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: parameter.detach() for name, parameter in decoder.named_parameters()}
+def model_of(decoder: Parts) -> Model:
+    """The model that a decoder, or parts of one, make."""
+    return Model([decoder] if isinstance(decoder, Decoder) else decoder)
+
+
+def frozen_model(decoder: Parts | None) -> Model | None:
+    """The same of a model that does not learn; None of none."""
+    if decoder is None:
+        return None
+    model = model_of(decoder)
+    for part in model.parts:
+        part.requires_grad_(False)
+    return model

@@ -1,0 +1,24 @@
+"""Parameters that do not learn, by regular expressions."""
+
+import re
+from collections.abc import Sequence
+
+from tandem.checkpoint.names import hugging_face_names
+from tandem.config import OptimConfig
+from tandem.models.decoder import Decoder
+
+
+def freeze(parts: Sequence[Decoder], cfg: OptimConfig) -> None:
+    """Freezes every parameter that the settings name, or all that they do not name.
+
+    An expression is searched for in a parameter's names: ours, and those of Hugging Face.
+    """
+    patterns = cfg.only_train_params_name_list or cfg.freeze_params_name_list
+    if not patterns:
+        return
+    trains_named = bool(cfg.only_train_params_name_list)
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            names = (name, *hugging_face_names(part.shape, name))
+            is_named = any(re.search(pattern, one) for pattern in patterns for one in names)
+            parameter.requires_grad_(is_named == trains_named)

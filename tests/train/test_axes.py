@@ -1,0 +1,62 @@
+"""Loss, gradient norm, metrics and weights do not depend on how many processes learn, or how."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("axes_cases.py")
+SEQUENCE = {"tensor": 2, "sequence_parallel": True}
+
+PLACES = {
+    2: {
+        "dp2": {},
+        "cp2": {"context": 2},
+        "tp2": {"tensor": 2},
+        "tp2 sp": SEQUENCE,
+        "pp2": {"pipeline": 2},
+        "pp2 uneven": {"pipeline": 2, "decoder_first_pipeline_num_layers": 1},
+        "pp2 interleaved": {"pipeline": 2, "num_virtual_stages_per_pipeline_rank": 2},
+    },
+    4: {
+        "tp2 pp2": {**SEQUENCE, "pipeline": 2},
+        "dp2 cp2": {"context": 2},
+        "dp2 tp2": {"tensor": 2},
+        "dp2 pp2": {"pipeline": 2},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory) -> dict[int, list[list[str]]]:
+    """What every process of a world of two, and of four, has to say."""
+    return {world: run(world, tmp_path_factory.mktemp(f"world{world}")) for world in PLACES}
+
+
+def run(world: int, folder: Path) -> list[list[str]]:
+    """The lines of every process, all of which have ended."""
+    line = [str(world), str(folder), json.dumps(PLACES[world])]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), *line],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    errors = [process.communicate()[1] for process in running]
+    codes = [process.returncode for process in running]
+    assert codes == [0] * world, "\n".join(error[-3000:] for error in errors)
+    return [(folder / f"{rank}.txt").read_text().splitlines() for rank in range(world)]
+
+
+@pytest.mark.parametrize(("world", "where"), [(w, name) for w in PLACES for name in PLACES[w]])
+def test_several_processes_learn_what_one_does(findings, world, where):
+    for rank, lines in enumerate(findings[world]):
+        assert f"ran {where}" in lines, f"process {rank} did not get there"
+        wrong = [line for line in lines if line.startswith(f"{where},")]
+        assert not wrong, f"process {rank}:\n" + "\n".join(wrong[:20])
