@@ -79,6 +79,10 @@ def refusals(read):
         ),
         ("--debug-train-only", "starts no engine"),
         ("--save-debug-rollout-data a --save-debug-train-data a", "name the same files"),
+        ("--load-debug-rollout-data a --load-forge-rollout-data a", "leave one of them out"),
+        ("--load-debug-rollout-data-subsample 0.5", "needs --load-debug-rollout-data"),
+        ("--custom-model-provider-path a.b", "the model is that of --hf-checkpoint"),
+        ("--custom-megatron-init-path a.b", "Megatron's model, optimizer or process groups"),
     ],
 )
 def test_what_cannot_work_is_refused(line, wanted, refusals):
@@ -92,11 +96,9 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
         "--rollout-top-p 0.9",
         "--rollout-engine sglang",
         "--runtime ray",
-        "--custom-convert-samples-to-train-data-path a.b",
         "--tensor-model-parallel-size 2",
         "--recompute-granularity selective",
         "--save-hf out/{rollout_id}",
-        "--load-forge-rollout-data d",
         "--sglang-router-ip 10.0.0.1",
         "--fp8-format e4m3",
         "--multi-latent-attention",

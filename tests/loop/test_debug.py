@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tandem.config import load_config
-from tandem.errors import ConfigError, DataError
+from tandem.errors import ConfigError, DataError, TandemError
 from tandem.loop import train
 from tandem.rollout import EventLoop
 from tandem.runtime.local import build
@@ -180,3 +180,48 @@ def test_a_dump_of_training_data_changes_no_weight_and_goes_on_after_a_resume(
     # nothing is left to do, so this only reads what the last one saved
     stages = drive(tiny.argv(tmp_path / "run", *more, num_rollout=NUM_ROLLOUTS))
     assert stages.trainer.state_digest() == digest
+
+
+def test_a_share_of_a_dump_is_its_first_and_last_groups(tiny, written, tmp_path):
+    folder, _ = written
+    more = ("--load-debug-rollout-data", f"{folder}/{DUMP}")
+    share = ("--load-debug-rollout-data-subsample", "0.5", "--num-steps-per-rollout", "1")
+    drive(tiny.argv(tmp_path / "run", *more, *share, num_rollout=1))
+    whole = torch.load(folder / "dump/0.pt", weights_only=True)["samples"]
+    prompts = list(dict.fromkeys(one["group_index"] for one in whole))
+    (row,) = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert row["rollout/num_samples"] == 8
+    lines = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open()]
+    assert {line["prompt_index"] for line in lines} == {prompts[0], prompts[-1]}
+
+
+def test_a_replay_that_keeps_its_engine_evaluates_with_what_it_learned(tiny, written, tmp_path):
+    folder, digest = written
+    more = ("--load-forge-rollout-data", f"{folder}/{DUMP}")
+    argv = without_prompts(tiny.argv(tmp_path / "run", *more, num_rollout=NUM_ROLLOUTS))
+    assert drive(argv).trainer.state_digest() == digest
+    ours = [row for row in rows_of(tmp_path / "run") if "eval/heldout" in row]
+    theirs = [row for row in rows_of(folder / "run") if "eval/heldout" in row]
+    assert len(ours) > 1
+    assert [row["eval/heldout"] for row in ours] == [row["eval/heldout"] for row in theirs]
+
+
+def test_a_run_that_tests_itself_passes_and_repeats_its_gradient_norms(tiny, tmp_path):
+    norms = f"{tmp_path}/{{role}}/{{rollout_id}}_{{step_id}}.json"
+    words = ("--ci-test", "--ci-train-rollout-logprob-abs-diff-threshold", "1e-4")
+    drive(tiny.argv(tmp_path / "a", *words, "--ci-save-grad-norm", norms, num_rollout=2))
+    found = sorted(path.name for path in (tmp_path / "actor").iterdir())
+    assert found == ["0_0.json", "0_1.json", "1_0.json", "1_1.json"]
+    drive(tiny.argv(tmp_path / "b", *words, "--ci-load-grad-norm", norms, num_rollout=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--ci-test", "--ci-train-rollout-logprob-abs-diff-threshold", "1e-12"), "apart on"),
+        (("--ci-load-grad-norm", "absent/{role}_{step_id}.json"), "gradient norm is .* has nan"),
+    ],
+)
+def test_a_self_test_that_fails_stops_the_run(tiny, tmp_path, words, said):
+    with pytest.raises(TandemError, match=f"self-test of rollout 0: .*{said}"):
+        drive(tiny.argv(tmp_path / "run", *words, num_rollout=1))

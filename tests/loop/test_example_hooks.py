@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 HOOKS = "examples.hooks."
 
@@ -12,6 +13,7 @@ def train(tiny, run_script, tmp_path):
     """Two rollouts with more flags; gives the run folder, or the error of a run that failed."""
 
     def run(*flags, fails=False):
+        flags = [flag.format(run=tmp_path / "run") for flag in flags]
         done = run_script("train.py", *tiny.argv(tmp_path / "run", *flags, num_rollout=2))
         if fails:
             assert done.returncode != 0
@@ -56,6 +58,27 @@ def test_samples_of_one_attempt_share_a_reward_and_count_once(train):
     rows = [row for row in rows_of(run, "metrics.jsonl") if "rollout/num_samples" in row]
     # 4 prompts x 4 attempts of two samples each
     assert [row["rollout/num_samples"] for row in rows] == [32, 32]
+
+
+def test_what_is_trained_on_is_what_the_conversion_gave_and_the_last_word_left(train):
+    run = train(
+        "--custom-convert-samples-to-train-data-path", HOOKS + "convert.shorter_is_better",
+        "--rollout-data-postprocess-path", HOOKS + "postprocess.drop_certain_tokens",
+        "--dump-details", "{run}/all", "--num-steps-per-rollout", "1",
+        "--custom-rm-path", "tests.loop.spoiled.solved_by_one_prompt",
+    )  # fmt: skip
+    for step in (0, 1):
+        sampled = torch.load(run / f"all/rollout_data/{step}.pt", weights_only=True)["samples"]
+        trained = torch.load(run / f"all/train_data/{step}.pt", weights_only=True)["samples"]
+        unsolved = {tuple(s["tokens"]): s for s in sampled if s["reward"] != 1}
+        assert 0 < len(unsolved) < len(sampled) and len(trained) == len(unsolved)
+        for one in trained:
+            before = unsolved[tuple(one["tokens"].tolist())]
+            about = slice(-before["response_length"] - 1, -1)
+            sure = [log_prob >= -0.01 for log_prob in before["rollout_log_probs"]]
+            assert one["mask"][about].tolist() == [float(not each) for each in sure]
+    rows = rows_of(run, "metrics.jsonl")
+    assert all(row["train/loss"] == row["train/loss"] for row in rows if "train/loss" in row)
 
 
 def test_data_source_of_ones_own_goes_on_where_it_was(train):

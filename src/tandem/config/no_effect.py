@@ -20,6 +20,7 @@ NEEDS = (
     ("opd_kl_coef", "use_opd"),
     ("recompute_method recompute_num_layers", "recompute_granularity"),
     ("no_save_optim", "save"),
+    ("ci_disable_kl_checker ci_train_rollout_logprob_abs_diff_threshold", "ci_test"),
     ("mask_offpolicy_in_partial_rollout buffer_filter_path", "partial_rollout"),
     ("apply_chat_template_kwargs", "apply_chat_template"),
     ("max_tokens_per_gpu log_probs_max_tokens_per_gpu balance_by_flops", "use_dynamic_batch_size"),
@@ -85,6 +86,11 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         yield "sequence_parallel", "there is no tensor parallelism"
     if cfg.batch.use_dynamic_batch_size:
         yield "micro_batch_size", "rows are filled by tokens (--use-dynamic-batch-size)"
+    if cfg.rollout.custom_convert_samples_to_train_data_path:
+        yield (
+            "custom_reward_post_process_path",
+            "--custom-convert-samples-to-train-data-path gives the rewards as they are compared",
+        )
     if cfg.data.num_rollout is not None:
         yield "num_epoch", "--num-rollout wins"
     if cfg.eval.eval_config:

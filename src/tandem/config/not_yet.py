@@ -108,13 +108,6 @@ ROWS = (
     Row("rollout_external_engine_addrs", "engines that run already", LEAVE_OUT),
     # --- rollouts
     Row(
-        "rollout_data_postprocess_path custom_convert_samples_to_train_data_path "
-        "custom_model_provider_path custom_megatron_init_path "
-        "custom_megatron_before_log_prob_hook_path custom_megatron_before_train_step_hook_path",
-        "this hook",
-        LEAVE_OUT,
-    ),
-    Row(
         "rollout_top_p",
         "training on a nucleus, whose log-probs the trainer must mask alike",
         "set {flag} 1 (--eval-top-p is free)",
@@ -140,19 +133,6 @@ ROWS = (
     # --- checkpoints
     Row("async_save", "saving while training goes on", LEAVE_OUT),
     Row("save_hf", "saving in Hugging Face form", "use tandem convert on a saved checkpoint"),
-    # --- reports and dumps
-    Row("log_correct_samples log_reward_category", "this report", LEAVE_OUT),
-    Row(
-        "load_debug_rollout_data_subsample load_forge_rollout_data",
-        "this dump",
-        "use --save-debug-rollout-data and --load-debug-rollout-data",
-    ),
-    Row(
-        "ci_test ci_disable_kl_checker ci_save_grad_norm ci_load_grad_norm",
-        "self-tests by flag",
-        LEAVE_OUT,
-    ),
-    Row("ci_train_rollout_logprob_abs_diff_threshold", "self-tests by flag", LEAVE_OUT, (0.1,)),
 )
 
 OLD_FLAGS = (

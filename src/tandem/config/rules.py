@@ -55,7 +55,9 @@ def _required(cfg: Config) -> Iterator[str]:
 
 def _takes_prompts(cfg: Config) -> bool:
     """Whether the run needs training prompts: not to evaluate alone, nor to replay a dump."""
-    is_replay = cfg.debug.load_debug_rollout_data is not None and cfg.data.num_rollout is not None
+    debug = cfg.debug
+    has_replay = debug.load_debug_rollout_data or debug.load_forge_rollout_data
+    is_replay = has_replay is not None and cfg.data.num_rollout is not None
     return cfg.data.num_rollout != 0 and not is_replay
 
 
@@ -238,6 +240,14 @@ def _debugging(cfg: Config) -> Iterator[str]:
         and debug.save_debug_rollout_data == debug.save_debug_train_data
     ):
         yield "--save-debug-rollout-data and --save-debug-train-data name the same files"
+    if debug.load_debug_rollout_data and debug.load_forge_rollout_data:
+        yield (
+            "--load-debug-rollout-data trains alone and --load-forge-rollout-data keeps engines; "
+            "leave one of them out"
+        )
+    has_replay = debug.load_debug_rollout_data or debug.load_forge_rollout_data
+    if debug.load_debug_rollout_data_subsample is not None and not has_replay:
+        yield "--load-debug-rollout-data-subsample needs --load-debug-rollout-data"
 
 
 def _said(cfg: Config) -> set[str]:

@@ -26,6 +26,7 @@ from tandem.parallel import Layout
 from tandem.rewards.reward import RewardStage
 from tandem.rollout import EvaluationSet, EventLoop, SupervisedStage
 from tandem.rollout.brake import Holds
+from tandem.rollout.custom.converting import ConvertedSampler
 from tandem.rollout.custom.sources import CustomSource
 from tandem.rollout.dump import DumpingSampler
 from tandem.rollout.replayed import ReplayedStage
@@ -34,6 +35,7 @@ from tandem.runtime.halves import NoEvaluator, without_evaluation
 from tandem.runtime.recording import DumpingTrainer
 from tandem.runtime.sampling import Sampling, check_hooks
 from tandem.runtime.saving import Resumable, Saver, resume
+from tandem.runtime.selftest import checked
 from tandem.runtime.weights import find_start
 from tandem.types import Prompt
 
@@ -79,15 +81,15 @@ def build_stages(
     num_rollout = cfg.data.num_rollout
     assert num_rollout is not None, "the prompts are counted"
     found = find_start(cfg)
-    hooks = load_hooks(cfg)
+    start = cfg.data.start_rollout_id
+    start = found.start_rollout_id if start is None else start
+    hooks = load_hooks(cfg, start)
     check_hooks(cfg)
     if cfg.debug.debug_rollout_only:
         hooks = NO_HOOKS
     reward = build_reward(cfg, stack)
     known = Known(opened=opened, found=found, num_rollout=num_rollout, hooks=hooks)
     halves = build_halves(cfg, known, stack)
-    start = cfg.data.start_rollout_id
-    start = found.start_rollout_id if start is None else start
     log = stack.enter_context(open_log(cfg, found, start, num_rollout))
     if cfg.debug.dump_details is not None:  # what makes text of the dumped tokens
         opened.tokenizer.save_pretrained(Path(cfg.debug.dump_details) / "tokenizer")
@@ -96,10 +98,13 @@ def build_stages(
         with_optimizer = not cfg.checkpoint.no_load_optim
         resume(found, halves.trainer, sampler, with_optimizer=with_optimizer)
     saved = found.start_rollout_id - 1 if cfg.checkpoint.load == cfg.checkpoint.save else -1
+    precision = "fp32" if halves.dtype == "float32" else "bf16"
     stages = Stages(
         sampler=sampler,
         evaluator=evaluator,
-        trainer=dumping(cfg, halves.trainer, start),
+        trainer=checked(
+            dumping(cfg, halves.trainer, start), cfg.debug, cfg.algo, precision, first=start
+        ),
         hooks=hooks,
         sync=halves.sync,
         log=log,
@@ -108,7 +113,7 @@ def build_stages(
         start=start,
         num_rollout=num_rollout,
         rollouts_per_epoch=rollouts_per_epoch(cfg, opened.source),
-        precision="fp32" if halves.dtype == "float32" else "bf16",
+        precision=precision,
         save=Saver(cfg, halves.trainer, saved=saved).save,
     )
     return stages, cfg
@@ -252,13 +257,17 @@ def build_sampling(
     assert sampler is not None, "rules refuse a run that has nothing to sample with"
     if cfg.debug.save_debug_rollout_data is not None:
         sampler = DumpingSampler(sampler, cfg.debug.save_debug_rollout_data)
+    convert = cfg.rollout.custom_convert_samples_to_train_data_path
+    if convert is not None:
+        sampler = ConvertedSampler(sampler, convert, flat(cfg))
     return sampler, evaluator or NoEvaluator()
 
 
 def unsampled(cfg: Config, opened: Inputs, events: EventLoop) -> Sampler | None:
     """The stage of rollouts that no engine samples: of a dump or supervised; None for others."""
-    if cfg.debug.load_debug_rollout_data is not None:
-        return ReplayedStage(cfg.debug.load_debug_rollout_data)
+    template = cfg.debug.load_debug_rollout_data or cfg.debug.load_forge_rollout_data
+    if template is not None:
+        return ReplayedStage(template, cfg.debug.load_debug_rollout_data_subsample)
     if cfg.algo.loss_type != "sft_loss":
         return None
     batch_size = cfg.data.rollout_batch_size

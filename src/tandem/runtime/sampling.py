@@ -22,7 +22,7 @@ from tandem.rollout import (
 )
 from tandem.rollout.brake import Holds
 from tandem.rollout.collect import AfterRound, Progress
-from tandem.rollout.custom import batches, filters, functions, generating
+from tandem.rollout.custom import batches, converting, filters, functions, generating
 from tandem.rollout.custom.filters import buffer_filter, dynamic_filter
 from tandem.rollout.custom.functions import CustomEvaluator, CustomRollout
 from tandem.rollout.custom.generating import CustomGenerator
@@ -192,6 +192,7 @@ def check_hooks(cfg: Config) -> None:
         (cfg.eval.eval_function_path, functions.EVALUATION),
         (rollout.rollout_sample_filter_path, batches.SAMPLE_FILTER),
         (rollout.rollout_all_samples_process_path, batches.ALL_SAMPLES),
+        (rollout.custom_convert_samples_to_train_data_path, converting.CONVERT),
         (rollout.custom_rollout_log_function_path, batches.LOG),
         (rollout.custom_eval_rollout_log_function_path, batches.EVAL_LOG),
         *((path, generating.SAMPLE_HOOK) for path in rollout.rollout_sample_hook_path),

@@ -27,6 +27,23 @@ FLAGS: tuple[OldFlag, ...] = (
         "nothing",
         NoEffect("requests to the embedded engine do not travel over HTTP"),
     ),
+    OldFlag(
+        "--custom-model-provider-path",
+        "one",
+        Refused(
+            "it makes a Megatron model, and none runs here; the model is that of --hf-checkpoint"
+        ),
+    ),
+    *rows(
+        Refused(
+            "it is given Megatron's model, optimizer or process groups, and none runs here; "
+            "--custom-advantage-function-path, --custom-loss-function-path and "
+            "--rollout-data-postprocess-path reach into training"
+        ),
+        takes="one",
+        flags="--custom-megatron-init-path --custom-megatron-before-log-prob-hook-path "
+        "--custom-megatron-before-train-step-hook-path",
+    ),
     *rows(
         Refused(
             "this belongs to a plug-in of slime's examples; bring your own rollout with "

@@ -18,11 +18,3 @@ class ModelConfig:
     """Precision of compute; master weights are fp32. `auto`: bf16 on cuda, fp32 on the CPU."""
     attention_backend: Literal["auto", "flash"] = "auto"
     """Attention kernels; both take the fastest that runs here."""
-    custom_model_provider_path: str | None = None
-    """Hook `fn(pre_process, post_process, vp_stage=None) -> model`."""
-    custom_megatron_init_path: str | None = None
-    """Hook called once after the training processes have been set up."""
-    custom_megatron_before_log_prob_hook_path: str | None = None
-    """Hook called before each log-prob forward pass."""
-    custom_megatron_before_train_step_hook_path: str | None = None
-    """Hook `fn(args, rollout_id, step_id, model, optimizer, scheduler)` before a step."""
