@@ -4,11 +4,14 @@ PREFIXES = {"--sglang-": "sglang", "--router-": "router"}
 
 OURS = {
     "model-path": "the model comes from --hf-checkpoint",
+    "model": "the model comes from --hf-checkpoint",
+    "config": "every flag of a server is given as --sglang-...",
     "trust-remote-code": "code from a checkpoint is not run",
     "random-seed": "seeds follow from --rollout-seed",
     "enable-memory-saver": "it follows from --offload-rollout",
     "tp-size": "it follows from --rollout-num-gpus-per-engine",
     "tensor-parallel-size": "it follows from --rollout-num-gpus-per-engine",
+    "tp": "it follows from --rollout-num-gpus-per-engine",
     "port": "free ports are found at the start",
     "nnodes": "it follows from --rollout-num-gpus-per-engine and --num-gpus-per-node",
     "node-rank": "it follows from the placement",

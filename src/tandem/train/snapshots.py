@@ -19,6 +19,8 @@ class Snapshots:
 
     def take(self, version: int, policy: Model) -> None:
         """Remembers the policy's weights as those of `version`; the oldest copy makes room."""
+        if version in self._copies:  # asked for once more; the weights have not changed
+            return
         is_full = len(self._copies) >= NUM_KEPT
         copy = self._copies.pop(min(self._copies)) if is_full else policy.like()
         copy.copy_from(policy)

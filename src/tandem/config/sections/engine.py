@@ -24,3 +24,11 @@ class EngineConfig:
     """Requests in flight per engine."""
     sglang_mem_fraction_static: float | None = None
     """Share of device memory for weights and KV cache; the engine's own choice when unset."""
+    sglang_python: str | None = None
+    """Interpreter that runs SGLang's servers and router; this one when unset."""
+    sglang_router_ip: str | None = None
+    """Host of a router that runs already; `--sglang-router-port` goes with it."""
+    sglang_router_port: int | None = None
+    """Port of the router that runs already."""
+    sglang_router_request_timeout_secs: int = 14400
+    """Seconds that one answer of a server may take."""
