@@ -96,8 +96,6 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
         "--rollout-top-p 0.9",
         "--rollout-engine sglang",
         "--runtime ray",
-        "--tensor-model-parallel-size 2",
-        "--recompute-granularity selective",
         "--save-hf out/{rollout_id}",
         "--sglang-router-ip 10.0.0.1",
         "--fp8-format e4m3",

@@ -84,6 +84,8 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         )
     if cfg.parallel.tensor_model_parallel_size == 1:
         yield "sequence_parallel", "there is no tensor parallelism"
+    if cfg.parallel.recompute_granularity == "selective":
+        yield "recompute_method recompute_num_layers", "selective recompute treats all layers alike"
     if cfg.batch.use_dynamic_batch_size:
         yield "micro_batch_size", "rows are filled by tokens (--use-dynamic-batch-size)"
     if cfg.rollout.custom_convert_samples_to_train_data_path:

@@ -124,12 +124,6 @@ ROWS = (
         LEAVE_OUT,
     ),
     Row("only_train_params_name_list freeze_params_name_list", "frozen parameters", LEAVE_OUT),
-    Row(
-        "recompute_granularity",
-        "recomputing attention only",
-        "set {flag} full, with --recompute-method uniform --recompute-num-layers 1",
-        (None, "full"),
-    ),
     # --- checkpoints
     Row("async_save", "saving while training goes on", LEAVE_OUT),
     Row("save_hf", "saving in Hugging Face form", "use tandem convert on a saved checkpoint"),

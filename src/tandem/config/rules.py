@@ -7,6 +7,7 @@ from pathlib import Path
 from tandem.config import not_yet
 from tandem.config.config import Config
 from tandem.config.ranges import is_not_negative, is_positive, is_share, is_top_k, out_of_range
+from tandem.config.splits import splits
 from tandem.errors import ConfigError
 
 REWARDS = (
@@ -293,5 +294,6 @@ RULES = (
     _evaluation,
     _optimizer,
     _checkpoints,
+    splits,
     _debugging,
 )

@@ -11,7 +11,7 @@ from tandem.config import ParallelConfig
 from tandem.errors import ConfigError
 from tandem.models.shape import Shape
 from tandem.parallel.collectives import copy_in, gather, gather_rows, scatter_rows, sum_out
-from tandem.parallel.mesh import Axis, Mesh, Sizes
+from tandem.parallel.mesh import Axis, Mesh, Sizes, sizes_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +145,26 @@ def without_layer(name: str) -> str:
     return name.split(".", 2)[2] if name.startswith("layers.") else name
 
 
+def sizes_for(world: int, cfg: ParallelConfig) -> Sizes:
+    """The sizes of all axes for `world` training processes; raises ConfigError."""
+    return sizes_of(
+        world,
+        tensor=cfg.tensor_model_parallel_size,
+        context=cfg.context_parallel_size,
+        pipeline=cfg.pipeline_model_parallel_size,
+        expert=cfg.expert_model_parallel_size,
+        expert_tensor=cfg.expert_tensor_parallel_size or cfg.tensor_model_parallel_size,
+    )
+
+
+def check_parts(shape: Shape, world: int, cfg: ParallelConfig) -> None:
+    """Passes if `world` processes can share this model as asked; else ConfigError with all that
+    is in the way."""
+    failures = list(refusals(shape, sizes_for(world, cfg), cfg))
+    if failures:
+        raise ConfigError(failures)
+
+
 def parts_of(shape: Shape, mesh: Mesh, cfg: ParallelConfig) -> tuple[Part, ...]:
     """The parts that this process holds, one for each of its virtual stages, first ones first.
 
@@ -169,16 +189,30 @@ def parts_of(shape: Shape, mesh: Mesh, cfg: ParallelConfig) -> tuple[Part, ...]:
 
 def refusals(shape: Shape, sizes: Sizes, cfg: ParallelConfig) -> Iterator[str]:
     """One sentence for every way in which this model cannot be divided as asked."""
-    for what, count in (
-        ("attention heads", shape.num_heads),
-        ("key heads", shape.num_key_heads),
-        ("feed-forward columns", shape.ffn),
-    ):
-        if count % sizes.tensor:
+    mixture = shape.mixture
+    tensor = ("--tensor-model-parallel-size", sizes.tensor)
+    divided = [(*tensor, "attention heads", shape.num_heads)]
+    divided.append((*tensor, "key heads", shape.num_key_heads))
+    if mixture is None or len(mixture.layers) < shape.num_layers:
+        divided.append((*tensor, "feed-forward columns", shape.ffn))
+    if mixture is not None:
+        expert = ("--expert-model-parallel-size", sizes.expert)
+        divided.append((*expert, "experts", mixture.num_experts))
+        columns = ("--expert-tensor-parallel-size", sizes.expert_tensor)
+        divided.append((*columns, "columns of an expert", mixture.ffn))
+    for flag, size, what, count in divided:
+        if count % size:
             yield (
-                f"--tensor-model-parallel-size {sizes.tensor} does not divide the model's {count} "
-                f"{what}; set a divisor of {count}"
+                f"{flag} {size} does not divide the model's {count} {what}; set a divisor of "
+                f"{count}"
             )
+    if mixture is None and sizes.expert > 1:
+        yield f"--expert-model-parallel-size {sizes.expert}: this model has no experts; set 1"
+    if mixture is not None and sizes.tensor > 1 and not cfg.sequence_parallel:
+        yield (
+            "a model with experts and --tensor-model-parallel-size needs --sequence-parallel: else "
+            "every tensor rank would send the same tokens to the experts"
+        )
     if shape.vocab <= (sizes.tensor - 1) * -(-shape.vocab // sizes.tensor):
         yield (
             f"--tensor-model-parallel-size {sizes.tensor} leaves a process without any of the "

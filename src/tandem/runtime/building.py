@@ -20,6 +20,7 @@ from tandem.kernels.device import repeat_gradients
 from tandem.kernels.linear import sum_products_in_one_order
 from tandem.loop import Devices, Stages
 from tandem.models.decoder import Decoder
+from tandem.models.part import check_parts
 from tandem.models.shape import Shape, read_shape
 from tandem.observe import RunLog
 from tandem.parallel import Layout
@@ -144,6 +145,7 @@ def open_inputs(cfg: Config) -> Inputs:
     assert folder is not None, "rules refuse a run without --hf-checkpoint"
     check_expectations(cfg.expectations, json.loads((Path(folder) / "config.json").read_text()))
     shape = read_shape(folder)
+    check_parts(shape, cfg.cluster.num_trainers, cfg.parallel)
     tokenizer = load_tokenizer(folder)
     is_supervised = cfg.algo.loss_type == "sft_loss"
     source: PromptSource | NoPrompts | CustomSource = NoPrompts()

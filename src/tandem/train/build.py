@@ -86,13 +86,11 @@ def layout_of(decoder: Decoder, cfg: BatchConfig) -> Layout:
 
 
 def recompute_of(cfg: ParallelConfig, num_layers: int) -> Recompute | None:
-    """What the recompute flags ask of the decoder; None: nothing.
-
-    `selective` means the attention's scores, which no attention kernel here keeps anyway.
-    """
-    if cfg.recompute_granularity != "full":
+    """What the recompute flags ask of the decoder; None: nothing."""
+    if cfg.recompute_granularity is None:
         return None
     return Recompute(
+        granularity=cfg.recompute_granularity,
         method=cfg.recompute_method or "uniform",
         num_layers=min(cfg.recompute_num_layers or 1, num_layers),
     )

@@ -31,7 +31,8 @@ class ParallelConfig:
     expert_tensor_parallel_size: int | None = None
     """Devices that share one expert's matrices; tensor-parallel size when unset."""
     recompute_granularity: Literal["full", "selective"] | None = None
-    """Compute activations again in the backward pass: whole layers, or attention only."""
+    """Compute activations again in the backward pass: whole layers, or only what SwiGLU gives
+    (attention keeps no scores here)."""
     recompute_method: Literal["uniform", "block"] | None = None
     """`uniform`: every group of layers; `block`: the first ones only."""
     recompute_num_layers: int | None = None
