@@ -6,6 +6,7 @@ Shape legend (names end in their axes, in order; a shard keeps its letters):
     V vocabulary            D width                 N query heads           K key heads
     H head size             F feed-forward width    E experts               B cache blocks
     L layers                R rows of a decode step (one sequence each)
+    k experts that a token takes
 
 Every `_T` field of one object has the same length. Host values are numpy arrays, values for the
 device are torch tensors (`Batch`, `Weights`).
@@ -68,16 +69,20 @@ class Sample:
     ending: Ending
     text: str  # what follows the prompt, decoded
     rollout: int = -1
+    # int16: what the layers with experts chose when token t passed through them, -1 unknown
+    experts_TLk: np.ndarray | None = None
     reward: float | None = None  # filled once, by the reward stage; None: no verdict came
     verdict: Any = None  # what the reward function said, whole; `reward` is its scalar
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {
-            name: len(getattr(self, name))
-            for name in ("tokens_T", "sampled_T", "logprobs_T", "version_T")
-        }
-        assert len(set(lengths.values())) == 1, f"columns of a sample differ in length: {lengths}"
+        # without a loop: thousands of samples are made while a round ends
+        is_even = (
+            len(self.tokens_T) == len(self.sampled_T) == len(self.logprobs_T) == len(self.version_T)
+        )
+        assert is_even, f"columns of sample {self.index} differ in length"
+        experts = self.experts_TLk
+        assert experts is None or len(experts) == len(self.tokens_T), "experts of other tokens"
         if self.rollout < 0:
             object.__setattr__(self, "rollout", self.index)
 
@@ -161,6 +166,8 @@ class Batch:
     teacher_logprobs_T: "torch.Tensor | None" = None
     values_T: "torch.Tensor | None" = None
     returns_T: "torch.Tensor | None" = None
+    # int16, not shifted: the experts that token t passes through; -1 where routers choose
+    experts_TLk: "torch.Tensor | None" = None
     num_tokens: int = 0  # without padding
     denominator: float = 1.0  # attempts of the step, or its trained tokens with a per-token loss
 
@@ -239,6 +246,8 @@ class Completion:
     logprobs_C: np.ndarray  # float32
     version_C: np.ndarray  # int32
     ending: Ending
+    # as a sample's, of the request's tokens and the new ones; None: it was not asked to record
+    experts_TLk: np.ndarray | None = None
     matched: str | int | None = None  # the stop string or stop token that ended it
     num_cached: int = 0  # tokens of the request whose keys and values were there already
     error: str | None = None

@@ -1,5 +1,7 @@
 """Tiny decoders and engines."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tandem.config.sections.engine import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.models.build import build_decoder
 from tandem.models.decoder import Decoder
+from tandem.models.mixture import Mixture
 from tandem.models.shape import Shape
 from tandem.types import Request, SampleKey, Sampling
 
@@ -38,11 +41,18 @@ def decoder() -> Decoder:
     return tiny_decoder()
 
 
+@pytest.fixture(scope="session")
+def mixed() -> Decoder:
+    """Such a decoder with experts in its first and last layer."""
+    mixture = Mixture(num_experts=6, per_token=2, ffn=16, layers=(0, 2), normalises=True)
+    return tiny_decoder(replace(TINY, num_layers=3, mixture=mixture))
+
+
 def tiny_decoder(shape: Shape = TINY, seed: int = 0) -> Decoder:
     decoder = build_decoder(shape, torch.float32, "cpu", init="random", seed=seed)
     with torch.no_grad():
         for parameter in decoder.parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() >= 2:
                 parameter *= 12  # the usual random weights make all tokens equally likely
     return decoder
 
@@ -51,7 +61,14 @@ def tiny_decoder(shape: Shape = TINY, seed: int = 0) -> Decoder:
 def engine_of(decoder):
     """Makes engines over the decoder; keywords are settings, or arguments of the engine."""
 
-    def make(decoder=decoder, tokenizer=None, eos_token_ids=(60,), is_late=None, **settings):
+    def make(
+        decoder=decoder,
+        tokenizer=None,
+        eos_token_ids=(60,),
+        is_late=None,
+        records_experts=False,
+        **settings,
+    ):
         plain = {
             "engine_block_size": 8,
             "engine_cache_tokens": 4096,
@@ -59,7 +76,8 @@ def engine_of(decoder):
             "engine_prefill_tokens": 64,
         }
         cfg = EngineConfig(**(plain | settings))
-        return TorchEngine(decoder, tokenizer, cfg, "cpu", eos_token_ids, is_late=is_late)
+        how = {"is_late": is_late, "records_experts": records_experts}
+        return TorchEngine(decoder, tokenizer, cfg, "cpu", eos_token_ids, **how)
 
     return make
 

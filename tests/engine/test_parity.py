@@ -24,11 +24,21 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("family", ["Qwen3", "Qwen2", "Llama"])
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [1],
+}
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Qwen2", "Llama", "Qwen3Moe"])
 def test_greedy_tokens_equal_those_of_transformers(tmp_path, family):
     import transformers
 
-    config = getattr(transformers, f"{family}Config")(**SIZES)
+    sizes = SIZES | EXPERTS if family == "Qwen3Moe" else SIZES
+    config = getattr(transformers, f"{family}Config")(**sizes)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -17,6 +17,8 @@ class FakeRunner:
     """Draws tokens that depend on the sequence alone, and keeps a cache that only tells the truth
     when every token's keys and values were computed at the right place."""
 
+    records_experts = False
+
     def __init__(self, num_blocks, block_size, num_slots):
         self.decoder = SimpleNamespace(shape=SimpleNamespace(max_positions=4096, vocab=VOCAB))
         self.num_blocks, self.block_size = num_blocks, block_size

@@ -138,6 +138,7 @@ def _dialect(prompt: Prompt, sample: Sample) -> dict[str, Any]:
 def _exact(prompt: Prompt, sample: Sample) -> dict[str, Any]:
     return {
         **{name: plain(getattr(sample, name)) for name in (*COLUMNS, *PLAIN_FIELDS)},
+        "experts_TLk": plain(sample.experts_TLk),
         "ending": sample.ending.value,
         "prompt": {
             "tokens": plain(prompt.tokens_T),
@@ -152,5 +153,6 @@ def _sample(tokens: Any, exact: Mapping[str, Any]) -> Sample:
     return Sample(
         tokens_T=np.asarray(tokens, np.int32),
         ending=Ending(exact["ending"]),
+        experts_TLk=plain_again(exact.get("experts_TLk")),
         **{name: plain_again(exact[name]) for name in (*COLUMNS, *PLAIN_FIELDS)},
     )

@@ -53,10 +53,16 @@ def extended(sample: Sample, prompt: Prompt, completion: Completion, text: str) 
         sampled_T=np.concatenate([sample.sampled_T, np.ones(length, dtype=bool)]),
         logprobs_T=np.concatenate([sample.logprobs_T, completion.logprobs_C]),
         version_T=np.concatenate([sample.version_T, completion.version_C]),
+        experts_TLk=_experts_of(sample.num_tokens + length, completion),
         ending=completion.ending,
         text=text,
         metadata=metadata,
     )
+
+
+def _experts_of(length: int, completion: Completion) -> np.ndarray | None:
+    """What the engine recorded of these tokens; a stop string may have cut some off."""
+    return None if completion.experts_TLk is None else completion.experts_TLk[:length]
 
 
 class Generator:

@@ -3,10 +3,11 @@
 8 bytes    length of the head
 head       JSON, zlib: everything but the columns of samples
 body       zlib: for all samples, tokens (int32), sampled (bits), log-probs (float32, where
-           sampled), versions (int32, where sampled)
+           sampled), versions (int32, where sampled), experts (int16, of those that have them)
 """
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -21,7 +22,9 @@ FORMAT = 1
 LEVEL = 1  # log-probs hardly shrink; more effort only takes longer
 
 COLUMNS = ("tokens_T", "sampled_T", "logprobs_T", "version_T")
-PLAIN_FIELDS = tuple(f.name for f in fields(Sample) if f.name not in (*COLUMNS, "ending"))
+PLAIN_FIELDS = tuple(
+    f.name for f in fields(Sample) if f.name not in (*COLUMNS, "experts_TLk", "ending")
+)
 
 
 def encode(groups: Sequence[Group]) -> bytes:
@@ -40,6 +43,7 @@ def encode(groups: Sequence[Group]) -> bytes:
         np.packbits(np.concatenate([np.zeros(0, bool), *(s.sampled_T for s in samples)])),
         np.concatenate([np.zeros(0, np.float32), *(s.logprobs_T[s.sampled_T] for s in samples)]),
         np.concatenate([np.zeros(0, np.int32), *(s.version_T[s.sampled_T] for s in samples)]),
+        *(s.experts_TLk.astype(np.int16) for s in samples if s.experts_TLk is not None),
     ]
     packed_head = zlib.compress(text.encode(), LEVEL)
     body = zlib.compress(b"".join(column.tobytes() for column in columns), LEVEL)
@@ -63,10 +67,14 @@ def decode(data: bytes) -> tuple[Group, ...]:
     logprobs, version = np.zeros(total, np.float32), np.full(total, NO_VERSION, np.int32)
     logprobs[sampled], body = _taken(body, np.float32, int(sampled.sum()))
     version[sampled], body = _taken(body, np.int32, int(sampled.sum()))
+    experts: list[np.ndarray | None] = []
+    for sizes in (one.pop("experts", None) for group in head["groups"] for one in group["samples"]):
+        chosen, body = _taken(body, np.int16, math.prod(sizes or (0,)))
+        experts.append(None if sizes is None else chosen.reshape(sizes))
     assert not body, "bytes are left over after the last sample"
     stops = np.cumsum(lengths, dtype=int)[:-1]
     columns = [np.split(column, stops) for column in (tokens, sampled, logprobs, version)]
-    rows = zip(*columns, strict=True)
+    rows = zip(*columns, experts, strict=True)
     return tuple(
         Group(
             prompt=_prompt(told["prompt"]),
@@ -90,6 +98,7 @@ def _told(group: Group) -> dict[str, Any]:
         "samples": [
             {"length": sample.num_tokens, "ending": sample.ending.value}
             | {name: getattr(sample, name) for name in PLAIN_FIELDS}
+            | ({} if sample.experts_TLk is None else {"experts": sample.experts_TLk.shape})
             for sample in group.samples
         ],
     }
@@ -100,10 +109,13 @@ def _prompt(told: dict[str, Any]) -> Prompt:
     return Prompt(tokens_T=tokens_T, **told)
 
 
-def _sample(told: dict[str, Any], columns: tuple[np.ndarray, ...]) -> Sample:
+def _sample(told: dict[str, Any], columns: tuple[np.ndarray | None, ...]) -> Sample:
     named: dict[str, Any] = {
         # a copy: a view would keep the columns of all samples alive
-        **dict(zip(COLUMNS, (column.copy() for column in columns), strict=True)),
+        **{
+            name: None if column is None else column.copy()
+            for name, column in zip((*COLUMNS, "experts_TLk"), columns, strict=True)
+        },
         "ending": Ending(told.pop("ending")),
     }
     del told["length"]

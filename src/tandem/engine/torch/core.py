@@ -160,9 +160,20 @@ class Core:
 
     def _finish(self, sequence: Sequence, ending: Ending, matched: str | int | None = None) -> None:
         del self._live[sequence.request.id]
+        if self._runner.records_experts:
+            sequence.experts_TLk = self._experts(sequence)
         self.scheduler.end(sequence)
         self.num_cached += sequence.num_cached
         sequence.deliver(sequence.completion(ending, matched))
+
+    def _experts(self, sequence: Sequence) -> np.ndarray:
+        """What its tokens passed through; of a sequence that waits nothing is known any more."""
+        num_tokens, num_known, slot = sequence.num_tokens, 0, sequence.slot
+        if slot >= 0:
+            num_tokens += int(self._rows.count_S[slot])
+            num_computed = max(sequence.num_planned, int(self._rows.length_S[slot]))
+            num_known = min(num_computed, num_tokens - 1)  # the newest went through nothing yet
+        return self._runner.experts(sequence.blocks, num_known, num_tokens)
 
     def _check(self, request: Request) -> None:
         tokens_T, sampling, name = request.tokens_T, request.sampling, f"request {request.id}"

@@ -46,16 +46,19 @@ class TorchEngine:
         *,
         version: int = 0,
         is_late: bool | None = None,
+        records_experts: bool = False,
     ) -> None:
+        """`records_experts`: completions say which experts every token passed through."""
         device = torch.device(device)
         self._decoder = decoder
         self._runner = Runner(
             decoder,
-            num_blocks=num_cache_blocks(cfg, decoder.shape, decoder.dtype, device),
+            num_blocks=num_cache_blocks(cfg, decoder.shape, decoder.dtype, device, records_experts),
             block_size=cfg.engine_block_size,
             num_slots=cfg.engine_max_running,
             device=device,
             is_deterministic=cfg.deterministic_mode,
+            records_experts=records_experts,
         )
         self._core = Core(
             self._runner,

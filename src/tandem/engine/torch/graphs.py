@@ -15,7 +15,9 @@ from torch import Tensor
 from tandem.contracts import Attend
 from tandem.engine.torch.attend import ExactDecodeAttend, GroupedDecodeAttend
 from tandem.engine.torch.grouping import find_groups, suffixes
+from tandem.engine.torch.memory import expert_sizes
 from tandem.models.decoder import Decoder
+from tandem.models.experts import Routing
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128)
 """Rows of the smaller graphs; above them a graph every `STEP` rows."""
@@ -43,6 +45,7 @@ class Buffers:
     prefix_table_GB: Tensor
     prefix_lengths_G: Tensor
     bounds_G: Tensor
+    experts_RLk: Tensor | None  # written, if experts are recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,15 @@ class DecodeGraphs:
     """Captures a graph when its size is first needed, over one cache; all share one memory pool."""
 
     def __init__(
-        self, decoder: Decoder, cache: Tensor, *, block_size: int, is_deterministic: bool
+        self,
+        decoder: Decoder,
+        cache: Tensor,
+        *,
+        block_size: int,
+        is_deterministic: bool,
+        records_experts: bool = False,
     ) -> None:
+        self._records_experts = records_experts
         self._decoder, self._cache = decoder, cache
         self._block_size = block_size
         # bits of shared prefixes depend on who shares them
@@ -77,8 +87,9 @@ class DecodeGraphs:
         lengths_R: np.ndarray,
         table_RB: np.ndarray,
         rank_R: np.ndarray,
-    ) -> Tensor:
-        """The hidden states `[R, D]` of one decode step; read them before the next one."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The hidden states `[R, D]` of one decode step and, if they are recorded, the experts
+        `[R, L, k]` that were taken; read them before the next one."""
         rows = len(positions_R)
         size = padded_rows(rows)
         if size not in self._graphs:
@@ -93,7 +104,8 @@ class DecodeGraphs:
         _fill(buffers.lengths_R, np.pad(lengths_R, missing))
         _fill_table(buffers.table_RB, table_RB)
         graph.replayed.replay()
-        return graph.hidden_RD[:rows]
+        experts_RLk = buffers.experts_RLk
+        return graph.hidden_RD[:rows], None if experts_RLk is None else experts_RLk[:rows]
 
     def _fill_prefixes(
         self, buffers: Buffers, lengths_R: np.ndarray, table_RB: np.ndarray, rank_R: np.ndarray
@@ -114,10 +126,10 @@ class DecodeGraphs:
 
     def _capture(self, size: int) -> Graph:
         buffers = self._new_buffers(size)
-        attend = self._attend(buffers)
+        attend, routing = self._attend(buffers), Routing(recorded_TLk=buffers.experts_RLk)
 
         def step() -> Tensor:
-            return self._decoder(buffers.tokens_R, buffers.positions_R, attend)
+            return self._decoder(buffers.tokens_R, buffers.positions_R, attend, routing=routing)
 
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -153,6 +165,9 @@ class DecodeGraphs:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self._cache.device)
 
+        experts_RLk = None
+        if self._records_experts:
+            experts_RLk = zeros(size, *expert_sizes(self._decoder.shape), dtype=torch.int16)
         return Buffers(
             tokens_R=zeros(size, dtype=torch.int64),
             positions_R=zeros(size, dtype=torch.int64),
@@ -162,6 +177,7 @@ class DecodeGraphs:
             prefix_table_GB=zeros(size, self._width),
             prefix_lengths_G=zeros(size),
             bounds_G=torch.arange(size + 1, dtype=torch.int32, device=self._cache.device),
+            experts_RLk=experts_RLk,
         )
 
 

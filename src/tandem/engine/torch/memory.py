@@ -1,5 +1,7 @@
 """How large the cache is."""
 
+import math
+
 import torch
 
 from tandem.config.sections.engine import EngineConfig
@@ -13,23 +15,35 @@ DEVICE_FRACTION = 0.85
 """Share of device memory for weights and cache when `--sglang-mem-fraction-static` is unset."""
 
 
-def token_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes of one token's keys and values in all layers."""
-    return 2 * shape.num_layers * shape.num_key_heads * shape.head_size * dtype.itemsize
+def token_bytes(shape: Shape, dtype: torch.dtype, records_experts: bool = False) -> int:
+    """Bytes of one token's keys and values in all layers, and of its experts if they are kept."""
+    keys_and_values = 2 * shape.num_layers * shape.num_key_heads * shape.head_size * dtype.itemsize
+    return keys_and_values + records_experts * 2 * math.prod(expert_sizes(shape))
+
+
+def expert_sizes(shape: Shape) -> tuple[int, int]:
+    """Layers with experts, and experts that a token takes in each."""
+    mixture = shape.mixture
+    return (0, 0) if mixture is None else (len(mixture.layers), mixture.per_token)
 
 
 def num_cache_blocks(
-    cfg: EngineConfig, shape: Shape, dtype: torch.dtype, device: torch.device
+    cfg: EngineConfig,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    records_experts: bool = False,
 ) -> int:
     """The number of blocks that settings and memory give; raises ResourceError if none fits."""
     needed = cfg.engine_max_running * shape.max_positions
+    each = token_bytes(shape, dtype, records_experts)
     if cfg.engine_cache_tokens is not None:
         tokens = cfg.engine_cache_tokens
     else:
-        tokens = min(needed, _cache_bytes(cfg, device) // token_bytes(shape, dtype))
+        tokens = min(needed, _cache_bytes(cfg, device) // each)
     if tokens < cfg.engine_block_size:
         raise ResourceError(
-            f"the engine's cache would hold {tokens} tokens of {token_bytes(shape, dtype)} bytes, "
+            f"the engine's cache would hold {tokens} tokens of {each} bytes, "
             f"less than one block of {cfg.engine_block_size}; raise --engine-cache-tokens or "
             "--sglang-mem-fraction-static, or lower --engine-block-size"
         )

@@ -19,12 +19,14 @@ from tandem.engine.torch.attend import (
     PaddedAttend,
     PrefillAttend,
 )
+from tandem.engine.torch.chosen import ChosenExperts
 from tandem.engine.torch.graphs import DecodeGraphs
 from tandem.engine.torch.grouping import find_groups, suffixes
 from tandem.engine.torch.virtual import VirtualMemory
 from tandem.kernels.head import token_logprobs
 from tandem.kernels.sample import choose_tokens, uniform
 from tandem.models.decoder import Decoder
+from tandem.models.experts import Routing
 
 LEAST_ROWS = 16
 """Rows of a matrix product on the CPU from which on its bits do not depend on their number; see
@@ -103,7 +105,10 @@ class Runner:
         num_slots: int,
         device: torch.device,
         is_deterministic: bool,
+        records_experts: bool = False,
     ) -> None:
+        self.records_experts = records_experts
+        self._experts: ChosenExperts | None = None
         self.decoder, self.device = decoder, device
         self.num_blocks, self.block_size = num_blocks, block_size
         self._is_deterministic = is_deterministic
@@ -123,6 +128,10 @@ class Runner:
         """Makes the cache, `[L, 2, B, block, K, H]`: keys and values of every layer."""
         if self._cache is not None:
             return
+        if self.records_experts:
+            self._experts = ChosenExperts(
+                self.decoder.shape, self.num_blocks, self.block_size, self.device
+            )
         if self.device.type == "cpu":
             self._cache = self._new_cache(self.num_blocks)
             return
@@ -137,17 +146,18 @@ class Runner:
                 self._cache,
                 block_size=self.block_size,
                 is_deterministic=self._is_deterministic,
+                records_experts=self.records_experts,
             )
 
     def release(self) -> None:
         """Gives the cache's memory back; graphs stay, it will come back at the same address."""
-        self._cache = None
+        self._cache = self._experts = None
         if self._memory is not None:
             self._memory.give_back()
 
     def close(self) -> None:
         """Gives back everything; nothing can be computed after."""
-        self._cache = self._graphs = None
+        self._cache = self._experts = self._graphs = None
         if self._memory is not None:
             self._memory.close()
             self._memory = None
@@ -156,13 +166,15 @@ class Runner:
     def prefill(self, batch: Prefill) -> Drawn:
         """Computes chunks, copies blocks, and draws a token for every row of `batch.draws`."""
         assert self._cache is not None, "the cache is released"
-        hidden_TD = self._prefill(self._cache, batch)
+        hidden_TD = self._prefill(self._cache, batch, self._experts)
         if batch.copies:
             source, target = (
                 self._tensor(np.array(ids)) for ids in zip(*batch.copies, strict=True)
             )
             for layer in self._cache:  # one at a time, to bound the copy between
                 layer.index_copy_(1, target, layer.index_select(1, source))
+            if self._experts is not None:
+                self._experts.copy(source, target)
         return self._draw(hidden_TD.index_select(0, self._tensor(batch.last_R)), batch.draws)
 
     @torch.no_grad()
@@ -172,11 +184,21 @@ class Runner:
         tokens_R = self._newest_S.index_select(0, self._tensor(batch.draws.integers_R6[:, 0]))
         if self._graphs is not None:
             arrays = (batch.positions_R, batch.places_R, batch.lengths_R)
-            hidden_RD = self._graphs.hidden(tokens_R, *arrays, batch.table_RB, batch.rank_R)
+            hidden_RD, experts_RLk = self._graphs.hidden(
+                tokens_R, *arrays, batch.table_RB, batch.rank_R
+            )
+            if self._experts is not None and experts_RLk is not None:
+                self._experts.write(self._tensor(batch.places_R), experts_RLk)
             return self._draw(hidden_RD, batch.draws)
         attend = self._decode_attend(self._cache, batch)
-        hidden_RD = self._hidden(tokens_R, self._tensor(batch.positions_R), attend)
+        places_R, positions_R = (self._tensor(a) for a in (batch.places_R, batch.positions_R))
+        hidden_RD = self._hidden(tokens_R, positions_R, attend, places_R, self._experts)
         return self._draw(hidden_RD, batch.draws)
+
+    def experts(self, blocks: list[int], num_known: int, num_tokens: int) -> np.ndarray:
+        """The experts of a sequence, as `ChosenExperts.read` gives them."""
+        assert self._experts is not None, "experts were not recorded"
+        return self._experts.read(blocks, num_known, num_tokens)
 
     @torch.no_grad()
     def logprobs(self, tokens_T: np.ndarray) -> np.ndarray:
@@ -206,7 +228,9 @@ class Runner:
             logprobs_T[1:] = values.cpu().numpy()
         return logprobs_T
 
-    def _prefill(self, cache: Tensor, batch: Prefill) -> Tensor:
+    def _prefill(
+        self, cache: Tensor, batch: Prefill, experts: ChosenExperts | None = None
+    ) -> Tensor:
         places_T, positions_T = self._tensor(batch.places_T), self._tensor(batch.positions_T)
         attend: Attend
         if self._goes_by_row:
@@ -226,15 +250,30 @@ class Runner:
                 lengths_S=self._tensor(batch.lengths_S),
                 longest=int(np.diff(batch.bounds_S).max()),
             )
-        return self._hidden(self._tensor(batch.tokens_T), positions_T, attend)
+        tokens_T = self._tensor(batch.tokens_T)
+        return self._hidden(tokens_T, positions_T, attend, places_T, experts)
 
-    def _hidden(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        missing = LEAST_ROWS - len(tokens_T) if self._goes_by_row else 0
-        if missing <= 0:
-            return self.decoder(tokens_T, positions_T, attend)
-        fill = tokens_T.new_zeros(missing)
-        padded = (torch.cat([tokens_T, fill]), torch.cat([positions_T, fill]))
-        return self.decoder(*padded, PaddedAttend(attend, len(tokens_T)))[: len(tokens_T)]
+    def _hidden(
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        attend: Attend,
+        places_T: Tensor,
+        experts: ChosenExperts | None,
+    ) -> Tensor:
+        """The hidden states; the experts that were taken go to `experts`, if it is there."""
+        num_real = len(tokens_T)
+        missing = LEAST_ROWS - num_real if self._goes_by_row else 0
+        if missing > 0:
+            fill = tokens_T.new_zeros(missing)
+            tokens_T, positions_T = torch.cat([tokens_T, fill]), torch.cat([positions_T, fill])
+            attend = PaddedAttend(attend, num_real)
+        taken_TLk = None if experts is None else experts.room(len(tokens_T))
+        routing = Routing(recorded_TLk=taken_TLk)
+        hidden_TD = self.decoder(tokens_T, positions_T, attend, routing=routing)[:num_real]
+        if experts is not None and taken_TLk is not None:
+            experts.write(places_T, taken_TLk[:num_real])
+        return hidden_TD
 
     def _decode_attend(self, cache: Tensor, batch: Decode) -> Attend:
         places_R = self._tensor(batch.places_R)

@@ -28,6 +28,7 @@ class Sequence:
         self.num_planned = 0
         self.num_cached = 0
         self.was_started = False
+        self.experts_TLk: np.ndarray | None = None  # set at the end, where they are recorded
         self.is_clean = True  # every key and value is of the engine's present version
         self._written: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.tokens_T = np.zeros(0, dtype=np.int32)
@@ -77,6 +78,7 @@ class Sequence:
             logprobs_C=logprobs_C,
             version_C=version_C,
             ending=ending,
+            experts_TLk=self.experts_TLk,
             matched=matched,
             num_cached=self.num_cached,
             error=error,
