@@ -22,6 +22,7 @@ from tandem.kernels.linear import sum_products_in_one_order
 from tandem.models.decoder import Decoder
 from tandem.sync import SharedSync
 from tandem.train.canary import canary
+from tandem.train.model import Model
 from tandem.types import Weights
 
 RUNS = 7
@@ -45,14 +46,14 @@ def main() -> None:
 
     def publish() -> None:
         digests = digest_all((name, p.detach()) for name, p in decoder.named_parameters())
-        proofs = {"digests": digests, "canary": canary(decoder)}
+        proofs = {"digests": digests, "canary": canary(Model([decoder]))}
         sync.publish(Weights(version=next(versions), named=(), is_shared=True, **proofs))
 
-    asked = canary(decoder).tokens_T
+    asked = canary(Model([decoder])).tokens_T
     parts: dict[str, Callable[[], object]] = {
         "digests of listed tensors": lambda: digest_all(named),
         "the engine's digests": lambda: engine.state_digest(as_stored=True),
-        "the trainer's canary": lambda: canary(decoder),
+        "the trainer's canary": lambda: canary(Model([decoder])),
         "the engine's canary": lambda: engine.canary(asked),
         "all of it": publish,
     }

@@ -86,7 +86,7 @@ def fold(
 
 
 @triton.jit
-def _offsets(
+def offsets_of(
     start, first, table_row_ptr, last, key_head,
     K: tl.constexpr, H: tl.constexpr, BS: tl.constexpr, IS_PAGED: tl.constexpr,
     IS_FULL: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -134,14 +134,14 @@ def _attend_tile(
     last = tl.minimum(length, before + BLOCK_M - 1)
     whole = before // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        place, offsets = _offsets(
+        place, offsets = offsets_of(
             start, first, table_row_ptr, last, key_head, K, H, BS, IS_PAGED, True, BLOCK_N
         )
         out, top, total = fold(
             q, k_ptr, v_ptr, offsets, None, None, out, top, total, scale, BLOCK_N
         )
     for start in range(whole, last, BLOCK_N):
-        place, offsets = _offsets(
+        place, offsets = offsets_of(
             start, first, table_row_ptr, last, key_head, K, H, BS, IS_PAGED, False, BLOCK_N
         )
         is_seen = (place[None, :] <= query[:, None]) & (place < last)[None, :]

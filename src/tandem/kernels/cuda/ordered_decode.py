@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels.cuda.ordered import BLOCK_N, LOG2_E, _offsets, fold
+from tandem.kernels.cuda.ordered import BLOCK_N, LOG2_E, fold, offsets_of
 
 _TILE = 64  # rows of a wgmma
 
@@ -88,14 +88,14 @@ def _fold_pages(
 ):  # fmt: skip
     whole = length // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        _, offsets = _offsets(
+        _, offsets = offsets_of(
             start, 0, table_row_ptr, length, key_head, K, H, BS, True, True, BLOCK_N
         )
         out, top, total = fold(
             q, k_ptr, v_ptr, offsets, None, None, out, top, total, scale, BLOCK_N
         )
     if whole < length:
-        place, offsets = _offsets(
+        place, offsets = offsets_of(
             whole, 0, table_row_ptr, length, key_head, K, H, BS, True, False, BLOCK_N
         )
         is_there = place < length
