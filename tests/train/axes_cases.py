@@ -21,6 +21,7 @@ from tandem.algo import advantage
 from tandem.config import AlgoConfig, BatchConfig, OptimConfig, ParallelConfig
 from tandem.kernels.digest import digest_all
 from tandem.models.decoder import Decoder, Recompute
+from tandem.models.mixture import Mixture
 from tandem.models.part import parts_of
 from tandem.models.shape import Shape
 from tandem.packing import pack
@@ -44,6 +45,15 @@ SHAPE = Shape(
     qkv_bias=False,
     qk_norm=True,
     max_positions=64,
+)
+MIXTURE = Mixture(
+    num_experts=4,
+    per_token=2,
+    ffn=12,
+    layers=(0, 2, 3),
+    normalises=True,
+    shared_ffn=10,
+    has_shared_gate=True,
 )
 NUM_GROUPS, NUM_SAMPLES = 4, 4
 
@@ -78,6 +88,10 @@ TASKS = {
         recompute=Recompute(),
     ),
 }
+EXPERTS = {
+    "experts": Task(algo=FULL, batch=DYNAMIC, shape={"family": "qwen3_moe", "mixture": MIXTURE}),
+}
+"""What is learned where a place says how experts are divided; elsewhere it is `TASKS`."""
 
 ROUNDING = 1e-6
 """Of means of differences between log-probs near 5, which round by 2.4e-7 each."""
@@ -225,13 +239,13 @@ def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]])
         world_size=world,
         timeout=timedelta(seconds=120),
     )
-    wanted = {name: learn(task, Mesh(), {}) for name, task in TASKS.items()}
+    wanted = {name: learn(task, Mesh(), {}) for name, task in (TASKS | EXPERTS).items()}
     with (folder / f"{rank}.txt").open("w", encoding="utf-8") as file:
         for where, place in places.items():
             sizes = {name: size for name, size in place.items() if name in AXES}
             parallel = {name: value for name, value in place.items() if name not in AXES}
             mesh = make_mesh(rank, sizes_of(world, **sizes), dist.new_group)
-            for name, task in TASKS.items():
+            for name, task in (EXPERTS if "expert" in place else TASKS).items():
                 found = learn(task, mesh, parallel)
                 for line in differences(found, wanted[name]):
                     file.write(f"{where}, {name}: {line}\n")

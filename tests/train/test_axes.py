@@ -20,12 +20,19 @@ PLACES = {
         "pp2": {"pipeline": 2},
         "pp2 uneven": {"pipeline": 2, "decoder_first_pipeline_num_layers": 1},
         "pp2 interleaved": {"pipeline": 2, "num_virtual_stages_per_pipeline_rank": 2},
+        "dp2 with experts": {"expert": 1},
+        "ep2": {"expert": 2},
+        "tp2 sp ep2": {**SEQUENCE, "expert": 2},
+        "cp2 ep2": {"context": 2, "expert": 2},
     },
     4: {
         "tp2 pp2": {**SEQUENCE, "pipeline": 2},
         "dp2 cp2": {"context": 2},
         "dp2 tp2": {"tensor": 2},
         "dp2 pp2": {"pipeline": 2},
+        "dp2 ep2": {"expert": 2},
+        "dp2 tp2 ep2 etp2": {**SEQUENCE, "expert": 2, "expert_tensor": 2},
+        "pp2 ep2": {"pipeline": 2, "expert": 2},
     },
 }
 

@@ -13,14 +13,17 @@ from tandem.models.part import gather_whole
 from tandem.train.model import Model
 
 
-def published(model: Model, digests: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+def published(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its Hugging Face name, whole, on every process; all walk to the end.
 
-    One tensor of ours is gathered at a time. `digests` is filled on the way, of what is given.
+    One tensor of ours is gathered at a time.
     """
-    for name, tensor in to_hugging_face(model.shape, whole_tensors(model)):
-        digests[name] = tensor_digest(tensor)
-        yield name, tensor
+    return to_hugging_face(model.shape, whole_tensors(model))
+
+
+def published_digests(model: Model) -> dict[str, int]:
+    """The digest of every tensor that `published` gives, by its name."""
+    return {name: tensor_digest(tensor) for name, tensor in published(model)}
 
 
 @torch.no_grad()

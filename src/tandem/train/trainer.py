@@ -23,7 +23,7 @@ from tandem.train.canary import canary
 from tandem.train.descent import Descent
 from tandem.train.learning import Beside, Learning, Parts, loss_into
 from tandem.train.model import Model
-from tandem.train.publish import published
+from tandem.train.publish import published, published_digests
 from tandem.train.snapshots import Snapshots, by_author
 from tandem.train.together import longest, spreads_of, summed_numbers, whole_columns
 from tandem.types import Batch, Group, StepStats, Weights
@@ -147,7 +147,7 @@ class LocalTrainer:
 
         Tensors are the trainer's own storage, or copies where our layout differs; adapters are
         merged into them. Where processes hold parts of them, all must walk `named` to its end: it
-        gathers one tensor at a time, and `digests` is filled on the way.
+        gathers one tensor at a time, as the digests did.
         """
         if self._snapshots is not None:
             self._snapshots.take(version, self._model)
@@ -160,9 +160,12 @@ class LocalTrainer:
                 digests=digest_all(self._model.tensors().items()),
                 canary=said,
             )
-        digests: dict[str, int] = {}
-        named = published(self._model, digests)
-        return Weights(version=version, named=named, digests=digests, canary=said)
+        return Weights(
+            version=version,
+            named=published(self._model),
+            digests=published_digests(self._model),
+            canary=said,
+        )
 
     def save(
         self,
