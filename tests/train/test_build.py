@@ -41,7 +41,8 @@ def test_rows_on_the_cpu_are_not_padded_and_cost_what_the_model_says(make_decode
 
 def test_recompute_flags_become_what_the_decoder_takes():
     assert recompute_of(ParallelConfig(), 4) is None
-    assert recompute_of(ParallelConfig(recompute_granularity="selective"), 4) is None
+    selective = ParallelConfig(recompute_granularity="selective")
+    assert recompute_of(selective, 4) == Recompute(granularity="selective")
     full = ParallelConfig(recompute_granularity="full")
     assert recompute_of(full, 4) == Recompute(method="uniform", num_layers=1)
     block = replace(full, recompute_method="block", recompute_num_layers=9)
