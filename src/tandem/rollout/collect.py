@@ -183,14 +183,15 @@ def began_in(group: Group, step: int) -> Group:
 
     An attempt that had fanned out and is not whole begins anew: its parts cannot go on alone.
     """
-    parts = Counter(sample.rollout for sample in group.samples)
+    start = len(group.prompt.tokens_T)
+    parts = Counter([sample.rollout for sample in group.samples])
     cut_off = {sample.rollout for sample in group.samples if sample.ending is Ending.ABORT}
     anew = {rollout for rollout in cut_off if parts[rollout] > 1}
 
     def marked(sample: Sample) -> Sample:
         if sample.rollout in anew:
             return blank_sample(group.prompt, index=sample.index, position=sample.position)
-        if BEGAN in sample.metadata or not sample.sampled_T.any():
+        if BEGAN in sample.metadata or sample.num_tokens == start:
             return sample
         return replace(sample, metadata={**sample.metadata, BEGAN: step})
 
