@@ -48,7 +48,7 @@ def pack(
                     ),
                     denominator=denominator,
                 )
-                for row in step.ranks[layout.data_rank]
+                for row in step.rows(layout.data_rank)
             ]
         )
     return steps
@@ -74,7 +74,7 @@ def scoring_rows(
         cfg = replace(cfg, max_tokens_per_gpu=cfg.log_probs_max_tokens_per_gpu)
     rows = []
     for step in _plan(items, masks, layout, cfg):
-        for row in step.ranks[layout.data_rank]:
+        for row in step.rows(layout.data_rank):
             members = [items[place] for place in row]
             row_masks = [masks[place] for place in row]
             zeros = [np.zeros(len(mask_T)) for mask_T in row_masks]

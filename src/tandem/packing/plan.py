@@ -17,7 +17,9 @@ class Layout(Protocol):
     """What packing must know of the place it packs for."""
 
     @property
-    def data_rank(self) -> int: ...
+    def data_rank(self) -> int | None:
+        """None: all ranks, those of rank 0 first."""
+
     @property
     def data_size(self) -> int: ...
     @property
@@ -37,6 +39,10 @@ class Step:
 
     samples: Row
     ranks: tuple[tuple[Row, ...], ...]
+
+    def rows(self, data_rank: int | None) -> tuple[Row, ...]:
+        """The rows of one data rank, or of all, one rank after the other."""
+        return sum(self.ranks, ()) if data_rank is None else self.ranks[data_rank]
 
 
 def plan(

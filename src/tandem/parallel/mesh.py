@@ -64,6 +64,11 @@ class Sizes:
         return self.tensor * self.context * self.data * self.pipeline
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every process holds every weight, whole."""
+        return max(self.tensor, self.pipeline, self.expert, self.expert_tensor) == 1
+
+    @property
     def stage(self) -> int:
         """Processes of one pipeline stage."""
         return self.tensor * self.context * self.data

@@ -12,12 +12,13 @@ from tandem.checkpoint.find import decide_reference
 from tandem.config import Config, flat
 from tandem.errors import HookError
 from tandem.hooks import Hook, Spec, load
-from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape
+from tandem.parallel import Mesh
 from tandem.rewards.view import view_of
 from tandem.rollout.custom.converting import converted_scores
 from tandem.runtime.weights import fill
+from tandem.train import build_parts
 from tandem.types import Group
 
 ADVANTAGE = Spec("--custom-advantage-function-path", "args, rollout_data")
@@ -67,8 +68,10 @@ def _scoring(cfg: Config, hook: Any) -> Any:
     return None if hook is None else _post_process(hook, flat(cfg))
 
 
-def teacher_decoder(cfg: Config, shape: Shape, device: torch.device) -> Decoder | None:
-    """The teacher that distillation asks for, of the policy's own shape."""
+def teacher_parts(
+    cfg: Config, shape: Shape, device: torch.device, mesh: Mesh
+) -> tuple[Decoder, ...] | None:
+    """What this process holds of the teacher that distillation asks for, of the policy's shape."""
     if not wants_teacher(cfg.algo):
         return None
     found = decide_reference(
@@ -76,9 +79,10 @@ def teacher_decoder(cfg: Config, shape: Shape, device: torch.device) -> Decoder 
         hf_checkpoint=cfg.model.hf_checkpoint,
         ref_ckpt_step=cfg.algo.opd_teacher_ckpt_step,
     )
-    decoder = Decoder(shape, dtype_of(cfg.model.dtype, device), device)
-    fill(decoder, found, cfg.debug.seed)
-    return decoder
+    parts = build_parts(cfg, shape, mesh, device)
+    for part in parts:
+        fill(part, found, cfg.debug.seed)
+    return parts
 
 
 def _guarded(hook: Hook) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from tandem.checkpoint import torch_dist
+from tandem.checkpoint.names import to_hugging_face
 from tandem.config import Config
 from tandem.contracts import Sync
 from tandem.models.decoder import Decoder
@@ -15,7 +16,8 @@ from tandem.types import Batch, Evaluation, Group, StepStats, Weights
 class IdleTrainer:
     """Learns nothing and holds no optimizer; implements `contracts.Trainer`."""
 
-    def __init__(self, decoder: Decoder, layout: Layout) -> None:
+    def __init__(self, decoder: Decoder | None, layout: Layout) -> None:
+        """`decoder` takes the weights of a checkpoint; None where the engines read them."""
         self._decoder = decoder
         self.layout = layout
 
@@ -28,8 +30,12 @@ class IdleTrainer:
         return StepStats(rows=(), num_tokens=0)
 
     def weights(self, version: int) -> Weights:
-        """The decoder as it is; nothing is sent, so there is nothing to prove."""
-        return Weights(version=version, named=(), is_shared=True)
+        """The decoder as it is, which an engine of this process samples with anyway."""
+        if self._decoder is None:
+            return Weights(version=version, named=(), is_shared=True)
+        parameters = ((name, p.detach()) for name, p in self._decoder.named_parameters())
+        named = to_hugging_face(self._decoder.shape, parameters)
+        return Weights(version=version, named=named, is_shared=True)
 
     def save(
         self, root: Any, iteration: int, extra: Mapping[str, Any], *, with_optimizer: bool = True
@@ -38,6 +44,9 @@ class IdleTrainer:
 
     def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
         """The `extra` of a checkpoint of which the policy alone is taken."""
+        if self._decoder is None:
+            which = torch_dist.latest(root) if iteration is None else iteration
+            return torch_dist.read_extra(torch_dist.complete_folder(root, which))
         named = {
             torch_dist.MODEL + name: parameter.detach()
             for name, parameter in self._decoder.named_parameters()

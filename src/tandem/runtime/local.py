@@ -10,12 +10,13 @@ from tandem.contracts import Sync
 from tandem.engine.torch.engine import TorchEngine
 from tandem.loop import Devices, Stages
 from tandem.models.decoder import Decoder
+from tandem.parallel import Mesh
 from tandem.rollout import EventLoop
-from tandem.runtime.algorithm import teacher_decoder
+from tandem.runtime.algorithm import teacher_parts
 from tandem.runtime.building import Halves, Known, build_stages, device_of, dtype_name
 from tandem.runtime.devices import start_afresh, take_turns
 from tandem.runtime.halves import FirstOnly, IdleTrainer
-from tandem.runtime.weights import policy_decoder, reference_decoder
+from tandem.runtime.weights import policy_decoder, reference_parts
 from tandem.sync import SharedSync
 from tandem.train import LocalTrainer, build_trainer, layout_of
 
@@ -56,9 +57,9 @@ def build_learner(
     return build_trainer(
         cfg,
         decoder,
-        reference_decoder(cfg, shape, device),
+        reference_parts(cfg, shape, device, Mesh()),
         num_rollout=known.num_rollout,
-        teacher=teacher_decoder(cfg, shape, device),
+        teacher=teacher_parts(cfg, shape, device, Mesh()),
         hooks=known.hooks,
     )
 

@@ -1,13 +1,17 @@
 """Starts a run where its flags want it."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from tandem.config import Config, check_files
-from tandem.loop import train
+from tandem.errors import ConfigError
+from tandem.loop import Stages, train
 from tandem.observe import get_logger, set_up_logging
 from tandem.rollout import EventLoop
 from tandem.runtime import local
 from tandem.runtime.signals import stop_on_signals
+
+Build = Callable[[Config, EventLoop, ExitStack], tuple[Stages, Config]]
 
 
 def run(cfg: Config) -> None:
@@ -21,5 +25,19 @@ def run(cfg: Config) -> None:
         events = EventLoop()
         stack.callback(events.close)
         stack.enter_context(stop_on_signals(events.stop, get_logger("run").warning))
-        stages, cfg = local.build(cfg, events, stack)
+        stages, cfg = builder_of(cfg)(cfg, events, stack)
         train(cfg, stages)
+
+
+def builder_of(cfg: Config) -> Build:
+    """What builds the stages of this run; raises ConfigError where Ray is wanted and not there."""
+    if cfg.cluster.runtime != "ray":
+        return local.build
+    try:
+        from tandem.runtime.ray.build import build
+    except ImportError as error:
+        raise ConfigError(
+            f"these flags ask for several processes, which takes Ray, and it cannot be imported "
+            f"({error}); pip install 'tandem-rl[ray]', or ask for one device"
+        ) from error
+    return build

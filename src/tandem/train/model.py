@@ -42,8 +42,7 @@ class Model:
     @property
     def is_whole(self) -> bool:
         """Whether this process holds every tensor, whole."""
-        sizes = self.mesh.sizes
-        return max(sizes.tensor, sizes.pipeline, sizes.expert, sizes.expert_tensor) == 1
+        return self.mesh.sizes.is_whole
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Every parameter, in place, by its name behind `prefix`."""

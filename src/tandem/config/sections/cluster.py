@@ -37,8 +37,11 @@ class ClusterConfig:
     """Minutes after which a collective that does not finish stops the run."""
     train_env_vars: Mapping[str, str] = field(default_factory=dict)
     """Environment of the training processes, as JSON."""
+    heartbeat_timeout: float = 60.0
+    """Seconds without any progress after which a process is named, with what it waits for and the
+    stacks of all."""
     use_fault_tolerance: bool = False
-    """Watch the engines and restart one that died."""
+    """Also restart an engine that lives and does not move; one that died always is."""
     rollout_health_check_interval: float = 30.0
     """Seconds between two health checks of an engine."""
     rollout_health_check_timeout: float = 30.0

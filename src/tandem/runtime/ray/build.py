@@ -1,0 +1,149 @@
+"""Every stage of a run, with trainer and engines in processes of their own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tandem.config import Config
+from tandem.contracts import Sync
+from tandem.loop import Devices, Stages
+from tandem.models.build import dtype_of
+from tandem.observe import get_logger
+from tandem.parallel import Layout
+from tandem.rollout import EventLoop
+from tandem.runtime.building import Halves, Known, build_stages
+from tandem.runtime.halves import IdleTrainer
+from tandem.runtime.ray.calls import gather
+from tandem.runtime.ray.cluster import Reserved, joined, reserved, warn_of_split_hosts
+from tandem.runtime.ray.crew import Crew
+from tandem.runtime.ray.engines import EngineFleet
+from tandem.runtime.ray.line import Line
+from tandem.runtime.ray.placement import Placement, asked, place
+from tandem.runtime.ray.publish import FleetSync
+from tandem.runtime.ray.rank import Recipe
+from tandem.runtime.ray.trainers import TrainerFleet
+from tandem.runtime.ray.watch import Watch
+from tandem.sync import SharedSync
+
+log = get_logger("run")
+
+
+def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Config]:
+    """Every stage of a run on a cluster, and the configuration once the prompts are counted.
+
+    What must be closed at the end is pushed on `stack`. Raises ResourceError within seconds where
+    the cluster has not what the flags ask for.
+    """
+    placement = place(cfg)
+    is_gpu = stack.enter_context(joined(placement.num_devices, cfg.cluster.device))
+    wish = asked(placement, cfg)
+    devices = stack.enter_context(reserved(placement.num_devices, wish, is_gpu=is_gpu))
+    return build_stages(cfg, events, stack, partial(build_halves, placement, devices))
+
+
+def build_halves(
+    placement: Placement, devices: Reserved, cfg: Config, known: Known, stack: ExitStack
+) -> Halves:
+    """A fleet of ranks and a fleet of engines, either of which may be left out."""
+    assert cfg.observe.run_dir is not None, "resolve names a run folder"
+    folder = Path(cfg.observe.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    watch = Watch(limit_s=cfg.cluster.heartbeat_timeout, folder=folder, say=log.warning)
+    crew = Crew(devices, watch, cfg.cluster.train_env_vars)
+    stack.callback(crew.close)
+    stack.callback(watch.close)
+    recipe = Recipe(
+        cfg=cfg, shape=known.opened.shape, found=known.found, num_rollout=known.num_rollout
+    )
+    parts = _Parts(placement, recipe, crew, watch)
+    trainers = build_trainers(parts) if placement.num_trainers else None
+    engines = build_engines(parts, trainers) if placement.engines else None
+    device = "cuda" if "GPU" in devices.bundle else "cpu"
+    dtype = str(dtype_of(cfg.model.dtype, device)).removeprefix("torch.")
+    return Halves(
+        trainer=IdleTrainer(None, Layout()) if trainers is None else trainers,
+        layout=Layout() if trainers is None else trainers.layout,
+        engine=engines,
+        holds=None,
+        sync=build_sync(trainers, engines, dtype),
+        devices=Devices() if engines is None else Devices(sampling=partial(afresh, engines)),
+        dtype=dtype,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    placement: Placement
+    recipe: Recipe
+    crew: Crew
+    watch: Watch
+
+    def start(self, devices: Mapping[str, int], *, trains: bool) -> list[Any]:
+        """Handles of new processes, which the log names."""
+        workers = self.crew.start(devices, trains=trains)
+        for name in devices:
+            log.info("%s on %s", name, self.crew.where[name])
+        return workers
+
+
+def build_trainers(parts: _Parts) -> TrainerFleet:
+    """A rank on each of the first devices."""
+    names = [f"trainer rank {rank}" for rank in range(parts.placement.num_trainers)]
+    workers = parts.start({name: rank for rank, name in enumerate(names)}, trains=True)
+    hosts = [parts.crew.where[name].address for name in names]
+    warn_of_split_hosts(hosts, parts.recipe.cfg.cluster.actor_num_gpus_per_node or 1, log.warning)
+    return TrainerFleet(workers, names, parts.recipe, parts.watch)
+
+
+def build_engines(parts: _Parts, trainers: TrainerFleet | None) -> EngineFleet:
+    """Engines in the ranks' processes, as far as they share devices, or in their own."""
+    recipe, firsts = parts.recipe, [engine.start for engine in parts.placement.engines]
+    num_shared = sum(first < parts.placement.num_trainers for first in firsts)
+    ranks = () if trainers is None else trainers.workers
+    version = recipe.cfg.data.start_rollout_id
+    version = recipe.found.start_rollout_id if version is None else version
+
+    def opened(workers: list[Any], names: list[str]) -> list[Any]:
+        refs = [worker.open_engine.remote(recipe, version) for worker in workers]
+        gather(refs, names, "start", parts.watch)
+        return workers
+
+    own = {f"engine {place}": firsts[place] for place in range(num_shared, len(firsts))}
+    shared_names = [f"trainer rank {first}" for first in firsts[:num_shared]]
+    shared = opened([ranks[first] for first in firsts[:num_shared]], shared_names)
+    workers = opened(parts.start(own, trains=False), list(own))
+    bucket_bytes = recipe.cfg.sync.update_weight_buffer_size
+    return EngineFleet(
+        [
+            *(
+                Line(name, worker, has_rank=True, shares=trainers is not None and trainers.is_whole)
+                for name, worker in zip(shared_names, shared, strict=True)
+            ),
+            *(
+                Line(name, worker, has_rank=False, shares=False)
+                for name, worker in zip(own, workers, strict=True)
+            ),
+        ],
+        parts.watch,
+        replace=lambda name: opened([parts.crew.replace(name)], [name])[0],
+        export=lambda v: None if trainers is None else trainers.export(v, bucket_bytes),
+        bucket_bytes=bucket_bytes,
+        version=version,
+    )
+
+
+def build_sync(trainers: TrainerFleet | None, engines: EngineFleet | None, dtype: str) -> Sync:
+    """What publishes weights, where there are two sides to it."""
+    if trainers is None or engines is None:
+        return SharedSync([], dtype=dtype)
+    return FleetSync(engines, dtype=dtype)
+
+
+@contextmanager
+def afresh(engines: EngineFleet) -> Iterator[None]:
+    """The engines forget cached prefixes before each round; see `runtime.devices.start_afresh`."""
+    engines.forget()
+    yield

@@ -1,0 +1,152 @@
+"""The Ray cluster as a run needs it: joined or started, and devices of it in a stable order."""
+
+import ipaddress
+import logging
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from tandem.errors import ResourceError
+
+FREE_WAIT_S = 10.0
+"""How long devices that another run is giving back are waited for."""
+
+PLACE_WAIT_S = 30.0
+"""How long the cluster may take to set devices aside that are free."""
+
+ADDRESS = "RAY_ADDRESS"
+"""The environment variable that names a running cluster; `ray job submit` sets it."""
+
+
+@contextmanager
+def joined(num_devices: int, device: str) -> Iterator[bool]:
+    """Whether devices are GPUs, within a connection to the cluster.
+
+    That is the one of RAY_ADDRESS, or else one that is started on this host and ends with the
+    block; it counts a CPU for each device at least, so that processes may share cores.
+    """
+    # no report to Ray's makers, and no reset of what a process sees of the devices
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"address": os.environ.get(ADDRESS) or "local"}
+    if options["address"] == "local":
+        options["include_dashboard"] = False
+        options["num_cpus"] = max(num_devices, os.cpu_count() or 1)
+    ours = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level=logging.WARNING, **options)
+    if signal.getsignal(signal.SIGTERM) is not ours:
+        signal.signal(signal.SIGTERM, ours)  # Ray's ends the process; a run saves first
+    try:
+        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        yield device == "cuda" or (device == "auto" and has_gpu)
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reserved:
+    """Devices that are set aside for this run, each a bundle of the placement group."""
+
+    group: PlacementGroup
+    bundle: dict[str, float]
+    bundles: tuple[int, ...]  # in the stable order
+
+
+@contextmanager
+def reserved(count: int, wish: str, *, is_gpu: bool) -> Iterator[Reserved]:
+    """`count` devices, given back at the end; ResourceError in seconds if they cannot be had.
+
+    `wish` says in words of the flags what they are for.
+    """
+    bundle = {"GPU": 1.0, "CPU": 1.0} if is_gpu else {"CPU": 1.0}
+    _check(count, bundle, wish)
+    group = placement_group([bundle] * count, strategy="PACK")
+    try:
+        try:
+            ray.get(group.ready(), timeout=PLACE_WAIT_S)
+        except GetTimeoutError:
+            raise ResourceError(
+                f"the cluster could not set aside {wish} within {PLACE_WAIT_S:.0f} s; it has "
+                f"{_listing(bundle)}, but not one CPU beside each GPU, or they went to another run"
+            ) from None
+        yield Reserved(group=group, bundle=bundle, bundles=_in_order(group, count, is_gpu))
+    finally:
+        remove_placement_group(group)
+
+
+def _check(count: int, bundle: dict[str, float], wish: str) -> None:
+    """Passes if the cluster has the devices and they are free, now or soon."""
+    kind = "GPU" if "GPU" in bundle else "CPU"
+    total = int(ray.cluster_resources().get(kind, 0))
+    if total < count:
+        raise ResourceError(
+            f"this run asks for {wish}; the cluster has {_listing(bundle)}. Lower the number of "
+            "devices, share them with --colocate, or join more hosts with ray start"
+        )
+    deadline_s = time.monotonic() + FREE_WAIT_S
+    while (free := int(ray.available_resources().get(kind, 0))) < count:
+        if time.monotonic() > deadline_s:
+            raise ResourceError(
+                f"this run asks for {wish}; the cluster has {_listing(bundle)}, and {free} are "
+                "free. Wait for the run that holds the others, or end it"
+            )
+        time.sleep(0.5)
+
+
+def _listing(bundle: dict[str, float]) -> str:
+    """The cluster's devices in words: `3 GPUs on 2 hosts (10.0.0.1: 2, 10.0.0.2: 1)`."""
+    kind = "GPU" if "GPU" in bundle else "CPU"
+    counts: Counter[str] = Counter()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for node in nodes:
+        counts[node["NodeManagerAddress"]] += int(node["Resources"].get(kind, 0))
+    hosts = ", ".join(f"{host}: {count}" for host, count in sorted(counts.items()))
+    total, num_hosts = sum(counts.values()), len(nodes)
+    return f"{total} {kind}s on {num_hosts} host{'s' * (num_hosts != 1)} ({hosts})"
+
+
+def _in_order(group: PlacementGroup, count: int, is_gpu: bool) -> tuple[int, ...]:
+    """The bundles by host address, then node, then device: the same order at every start."""
+    probe = ray.remote(_where).options
+    wants: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(is_gpu)}
+    refs = [probe(**wants, **in_bundle(group, place)).remote() for place in range(count)]
+    places = ray.get(refs)
+    return tuple(sorted(range(count), key=lambda place: (*places[place], place)))
+
+
+def _where() -> tuple[tuple[int, int], str, tuple[int, ...]]:
+    """The sort key of the bundle that this runs in: host address, node, devices."""
+    context = ray.get_runtime_context()
+    address = ipaddress.ip_address(ray.util.get_node_ip_address())
+    devices = context.get_accelerator_ids().get("GPU", [])
+    return (address.version, int(address)), context.get_node_id(), tuple(map(int, devices))
+
+
+def in_bundle(group: PlacementGroup, bundle: int) -> dict[str, Any]:
+    """Options that start something in one bundle of a placement group."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    strategy = PlacementGroupSchedulingStrategy(
+        placement_group=group, placement_group_bundle_index=bundle
+    )
+    return {"scheduling_strategy": strategy}
+
+
+def warn_of_split_hosts(hosts: Sequence[str], per_host: int, say: Callable[[str], None]) -> None:
+    """Says so if the ranks that the flags put on one host are on several."""
+    for first in range(0, len(hosts), per_host):
+        there = sorted(set(hosts[first : first + per_host]))
+        if len(there) > 1:
+            say(
+                f"ranks {first} to {first + per_host - 1} are on {len(there)} hosts "
+                f"({', '.join(there)}): what they say to each other goes over the network"
+            )

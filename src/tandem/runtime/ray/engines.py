@@ -1,0 +1,293 @@
+"""All engines as one: requests shared out, answers collected, engines that die replaced."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError
+
+from tandem.errors import EngineError, ResourceError, SyncError, TandemError
+from tandem.observe import get_logger
+from tandem.runtime.ray.calls import gather
+from tandem.runtime.ray.line import Asked, Line
+from tandem.runtime.ray.watch import Watch
+from tandem.types import Completion, EngineStats, Request, Weights
+
+log = get_logger("engine")
+
+MOST_DEATHS = 3
+"""So many times an engine is replaced between two weight updates; then its work may be at fault."""
+
+Replace = Callable[[str], Any]
+"""Starts another process in the place of the named engine's, its engine open and without weights;
+gives its handle."""
+
+Export = Callable[[int], "list[Any] | None"]
+"""References to buckets of the weights of a version, from the trainer; None if it has others."""
+
+
+class EngineFleet:
+    """Implements `contracts.Engine` over a process for each engine.
+
+    The requests of a group go to one engine, which computes their prompt once; a new group goes to
+    the engine with the fewest requests. An engine that dies is replaced and gets the weights that
+    the others sample with; its unfinished requests are asked again under their own keys, so their
+    tokens are what they would have been. One that shares a process with a rank ends the run.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        watch: Watch,
+        *,
+        replace: Replace,
+        export: Export,
+        bucket_bytes: int,
+        version: int,
+    ) -> None:
+        self.lines = tuple(lines)
+        self._watch, self._replace, self._export = watch, replace, export
+        self._bucket_bytes = bucket_bytes
+        self._version = version
+        self._has_weights = False
+        self._is_asleep = False
+        self._homes: dict[str, Line] = {}  # of groups, since the last weight update
+        self._homeless: list[Asked] = []  # no engine is alive
+        self._lock = threading.RLock()  # a repair goes on in a thread of its own
+
+    # ---- requests
+
+    def add(self, request: Request) -> Awaitable[Completion]:
+        """A future of the request's completion; it is sent before the event loop's next turn ends.
+
+        Wants a running event loop. The future holds an EngineError for what can never be served.
+        """
+        loop = asyncio.get_running_loop()
+        asked = Asked(request, loop.create_future())
+        self._ask(asked)
+        return asked.future
+
+    async def abort(self, ids: Sequence[str] | None = None) -> None:
+        """Ends the named requests, or all; their futures are done when this returns."""
+        wanted = None if ids is None else set(ids)
+        ended = [asked for line in self.lines for asked in line.end(wanted)]
+        for asked in list(self._homeless):
+            if wanted is None or asked.request.id in wanted:
+                self._homeless.remove(asked)
+                asked.give_up()
+        if ended:
+            await asyncio.wait([asked.future for asked in ended])
+
+    def _ask(self, asked: Asked) -> None:
+        line = self._line_for(asked.request)
+        if line is None:
+            self._homeless.append(asked)
+        else:
+            line.send(asked, self._collect)
+
+    def _line_for(self, request: Request) -> Line | None:
+        """The engine that has the request's group, else the one with the fewest requests."""
+        home = self._homes.get(request.group or "")
+        if home is not None and home.is_alive:
+            return home
+        alive = [line for line in self.lines if line.is_alive]
+        if not alive:
+            return None
+        line = min(alive, key=lambda one: one.num_asked)
+        if request.group is not None:
+            self._homes[request.group] = line
+        return line
+
+    async def _collect(self, line: Line) -> None:
+        """Takes answers of one engine until it owes none; woken by an answer or its death."""
+        while line.is_alive and line.num_asked:
+            handle = line.handle
+            try:
+                line.deliver(await handle.sample.remote("take"))
+            except RayActorError as error:
+                if line.handle is handle:  # else another is there already
+                    await self._lost(line, error)
+            except Exception as error:
+                line.fail(EngineError(f"{line.name} failed: {type(error).__name__}: {error}"))
+
+    async def _lost(self, line: Line, error: Exception) -> None:
+        """Asks a dead engine's requests of others, and puts another in its place."""
+        try:
+            for asked in self._mourn(line, error):
+                self._ask(asked)
+            await asyncio.to_thread(self._repair, line)
+        except TandemError as fault:
+            self._fail(fault)
+            return
+        if line.is_alive:
+            homeless, self._homeless = self._homeless, []
+            for asked in homeless:
+                self._ask(asked)
+
+    def _mourn(self, line: Line, error: Exception) -> list[Asked]:
+        """The requests that a dead engine leaves; raises ResourceError where it may not die."""
+        heard, where = self._watch.last_heard(line.name), self._watch.describe(line.name)
+        self._watch.remove(line.name)
+        unfinished = line.bury()
+        line.num_deaths += 1
+        if line.has_rank or line.num_deaths > MOST_DEATHS:
+            self._homeless += unfinished
+            raise ResourceError(
+                f"{where} died (last heard of: {heard}). The run stops; resume it from its last "
+                "checkpoint (--load)"
+            ) from error
+        log.warning(
+            "%s died (last heard of: %s); another is started, its %d unfinished requests are asked "
+            "again",
+            where,
+            heard,
+            len(unfinished),
+        )
+        return unfinished
+
+    def _fail(self, fault: Exception) -> None:
+        """Ends every request with the fault: the round cannot be finished."""
+        for line in self.lines:
+            line.fail(fault)
+        for asked in self._homeless:
+            asked.fail(fault)
+        self._homeless = []
+
+    def _repair(self, line: Line) -> None:
+        """Puts another process in the place of a dead engine, with the fleet's weights.
+
+        It stays without work while nobody has those weights any more: the next update brings some.
+        """
+        with self._lock:
+            if line.is_alive:
+                return
+            if line.handle is None:
+                line.handle = self._replace(line.name)
+            if self._has_weights:
+                refs = self._current_weights()
+                if refs is None:
+                    log.warning("%s is back and waits for the next weight update", line.name)
+                    return
+                self._tell(line, "update", line.handle.update.remote(self._version, refs))
+            if self._is_asleep:
+                self._tell(line, "sleep", line.handle.sample.remote("sleep"))
+            line.open(line.handle)
+            log.info("%s is back with weights %d", line.name, self._version)
+
+    def _tell(self, line: Line, verb: str, ref: Any) -> Any:
+        return gather([ref], [line.name], verb, self._watch)[0]
+
+    def _current_weights(self) -> "list[Any] | None":
+        for line in self.lines:
+            if line.is_alive:
+                try:
+                    return ray.get(line.handle.export.remote(self._version, self._bucket_bytes))
+                except (RayActorError, SyncError):
+                    continue  # it died too, or missed an update: another may have them
+        return self._export(self._version)
+
+    # ---- everything else, of all engines at once, from outside the event loop
+
+    def update(self, weights: Weights) -> None:
+        """Puts new weights into every engine, dead ones replaced; the tensors come from `export`.
+
+        Raises SyncError where the trainer has none to give.
+        """
+        with self._lock:
+            version, refs = weights.version, None
+            if not all(line.shares for line in self.lines):
+                refs = self._export(version)
+                if refs is None:
+                    raise SyncError(f"the trainer has no weights {version} to send")
+            self._homes = {}
+            for line in self.lines:
+                line.num_deaths = 0
+                if not line.is_alive and line.handle is not None:
+                    line.open(line.handle)  # it was waiting for this
+            self._version, self._has_weights = version, True
+            self._all(
+                "update",
+                lambda line: line.handle.update.remote(version, None if line.shares else refs),
+            )
+
+    def forget(self) -> None:
+        """Drops cached prefixes of every engine."""
+        self._sample("forget")
+
+    def sleep(self) -> None:
+        """Gives the caches' memory back."""
+        self._sample("sleep")
+        self._is_asleep = True
+
+    def wake(self) -> None:
+        """Makes the caches again."""
+        self._is_asleep = False
+        self._sample("wake")
+
+    def stats(self) -> EngineStats:
+        """What is known here, without asking anybody; caches are not: their numbers are 0."""
+        return EngineStats(
+            version=self._version,
+            num_running=sum(line.num_asked for line in self.lines),
+            num_waiting=len(self._homeless),
+            num_cache_blocks=0,
+            num_free_blocks=0,
+            num_generated_tokens=0,
+            num_prefill_tokens=0,
+            num_cached_tokens=0,
+            is_asleep=self._is_asleep,
+        )
+
+    def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
+        """What every engine says; SyncError if they differ."""
+        first, *others = self.state_digests(as_stored=as_stored)
+        for line, other in zip(self.lines[1:], others, strict=True):
+            if other != first:
+                raise SyncError(f"{line.name} holds other weights than {self.lines[0].name}")
+        return first
+
+    def canary(self, tokens_T: np.ndarray) -> np.ndarray:
+        """What the first engine says of the sequence."""
+        return self.canaries(tokens_T)[0]
+
+    def state_digests(self, *, as_stored: bool) -> list[Mapping[str, int]]:
+        """Each engine's digests of its tensors."""
+        return self._sample("state_digest", as_stored)
+
+    def canaries(self, tokens_T: np.ndarray) -> list[np.ndarray]:
+        """Each engine's log-probs of the sequence."""
+        return self._sample("canary", tokens_T)
+
+    def all_stats(self) -> list[EngineStats]:
+        """What each engine does now."""
+        return self._sample("stats")
+
+    def close(self) -> None:
+        """Nothing: the processes end with the run, and with them their engines."""
+
+    def _sample(self, verb: str, *arguments: Any) -> list[Any]:
+        return self._all(verb, lambda line: line.handle.sample.remote(verb, *arguments))
+
+    def _all(self, verb: str, call: Callable[[Line], Any]) -> list[Any]:
+        """Every engine's answer, in order; one that died is replaced and asked again."""
+        with self._lock:
+            refs = [call(line) if line.is_alive else None for line in self.lines]
+            return [
+                self._one(line, verb, call, ref) for line, ref in zip(self.lines, refs, strict=True)
+            ]
+
+    def _one(self, line: Line, verb: str, call: Callable[[Line], Any], ref: Any) -> Any:
+        while True:
+            if ref is None:
+                self._repair(line)
+                ref = call(line)
+            try:
+                return self._tell(line, verb, ref)
+            except ResourceError as fault:
+                if not isinstance(fault.__cause__, RayActorError):
+                    raise
+                self._homeless += self._mourn(line, fault.__cause__)
+                ref = None

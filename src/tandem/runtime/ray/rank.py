@@ -1,0 +1,162 @@
+"""One rank of the trainer: what a process builds of a recipe, and the verbs that a fleet calls."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tandem.checkpoint.find import Found
+from tandem.config import Config
+from tandem.errors import SyncError
+from tandem.models.decoder import Decoder
+from tandem.models.part import sizes_for
+from tandem.models.shape import Shape
+from tandem.parallel import Layout, Mesh, make_mesh
+from tandem.runtime.algorithm import load_hooks, teacher_parts
+from tandem.runtime.building import device_of
+from tandem.runtime.weights import policy_parts, reference_parts
+from tandem.train import build_trainer
+from tandem.types import COLUMNS, Batch, Canary, Group, StepStats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What every process of a run needs to know to build its part."""
+
+    cfg: Config
+    shape: Shape
+    found: Found
+    num_rollout: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seat:
+    """One rank's place among all, and where they meet."""
+
+    rank: int
+    size: int
+    address: str  # host:port of rank 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proofs:
+    """What engines must show once they have the weights."""
+
+    as_stored: bool  # the digests go by names as the ranks store tensors, not Hugging Face's
+    digests: Mapping[str, int] | None
+    canary: Canary | None
+
+
+Column = tuple[tuple[np.ndarray, ...] | None, ...]
+"""One entry a group."""
+
+
+class Rank:
+    """Owns a trainer and its process group."""
+
+    def __init__(self, recipe: Recipe, seat: Seat) -> None:
+        cfg = recipe.cfg
+        self.device = device_of(cfg)
+        self._seat = seat
+        mesh = _meet(cfg, seat, self.device)
+        self.parts = policy_parts(cfg, recipe.shape, recipe.found, self.device, mesh)
+        self.trainer = build_trainer(
+            cfg,
+            self.parts,
+            reference_parts(cfg, recipe.shape, self.device, mesh),
+            num_rollout=recipe.num_rollout,
+            teacher=teacher_parts(cfg, recipe.shape, self.device, mesh),
+            hooks=load_hooks(cfg),
+        )
+        self._version: int | None = None  # of the weights as they are, once they were named
+
+    @property
+    def layout(self) -> Layout:
+        return self.trainer.layout
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The policy, if this process holds all of it."""
+        return self.parts[0] if self.parts[0].part.mesh.sizes.is_whole else None
+
+    def annotate(self, groups: Sequence[Group]) -> dict[str, Column]:
+        """The columns that the trainer added to the groups; every rank has them whole."""
+        annotated = self.trainer.annotate(groups)
+        columns: dict[str, Column] = {}
+        for name in COLUMNS:
+            column = tuple(getattr(group, name) for group in annotated)
+            if any(entry is not None for entry in column):
+                columns[name] = column
+        return columns
+
+    def step_on(self, steps: Sequence[Sequence[Batch]]) -> StepStats:
+        """One optimizer step for each inner list of this data rank's batches."""
+        self._version = None
+        return self.trainer.step_on(steps)
+
+    def prove(self, version: int) -> Proofs:
+        """The proofs of the weights as they are, which are `version` from now on."""
+        weights = self.trainer.weights(version)
+        self._version = version
+        return Proofs(as_stored=weights.is_shared, digests=weights.digests, canary=weights.canary)
+
+    def named(self, version: int) -> Any:
+        """The weights of this version by Hugging Face name; SyncError if they have moved on."""
+        if self._version != version:
+            raise SyncError(f"weights {version} are wanted of a trainer that has {self._version}")
+        return self.trainer.weights(version).named
+
+    def save(
+        self, root: str, iteration: int, extra: Mapping[str, Any], with_optimizer: bool
+    ) -> Path:
+        """The folder that all ranks have written to."""
+        return self.trainer.save(root, iteration, extra, with_optimizer=with_optimizer)
+
+    def load(self, root: str, iteration: int | None) -> Mapping[str, Any]:
+        """The other rooms' `extra` of a checkpoint, which is back in place."""
+        self._version = None
+        return self.trainer.load(root, iteration)
+
+    def load_weights(self, root: str, iteration: int | None) -> Mapping[str, Any]:
+        """The same where the models alone are taken."""
+        self._version = None
+        return self.trainer.load_weights(root, iteration)
+
+    def state_digest(self) -> Mapping[str, int]:
+        """A digest of every tensor that a checkpoint holds."""
+        return self.trainer.state_digest()
+
+    def trim(self) -> None:
+        """Gives back what the trainer holds of the device and does not use."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet(cfg: Config, seat: Seat, device: torch.device) -> Mesh:
+    """This process's place on the mesh, once all ranks have met."""
+    if seat.size == 1:
+        return Mesh()
+    backend = cfg.cluster.distributed_backend if device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=cfg.cluster.distributed_timeout_minutes)
+    dist.init_process_group(
+        backend,
+        init_method=f"tcp://{seat.address}",
+        rank=seat.rank,
+        world_size=seat.size,
+        timeout=timeout,
+    )
+    new_group = partial(dist.new_group, timeout=timeout, backend=backend)
+    return make_mesh(seat.rank, sizes_for(seat.size, cfg.parallel), new_group)

@@ -1,0 +1,124 @@
+"""All ranks of the trainer as one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tandem.parallel import Layout
+from tandem.runtime.ray.calls import gather
+from tandem.runtime.ray.rank import Proofs, Recipe, Seat
+from tandem.runtime.ray.watch import Watch
+from tandem.runtime.ray.worker import RankFacts
+from tandem.types import Batch, Group, StepStats, Weights
+
+
+class TrainerFleet:
+    """Implements `contracts.Trainer` over a process for each rank.
+
+    Every rank gets every call; of a step's batches each gets those of its data rank. A rank that
+    dies or fails ends the run with an error that names it.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Any],
+        names: Sequence[str],
+        recipe: Recipe,
+        watch: Watch,
+    ) -> None:
+        """Ranks in these processes, once all have met."""
+        self.workers, self._names, self._watch = tuple(workers), list(names), watch
+        self._version: int | None = None  # of the weights as they are
+        address = ray.get(workers[0].free_address.remote())
+        seats = [
+            Seat(rank=rank, size=len(workers), address=address) for rank in range(len(workers))
+        ]
+        refs = [
+            worker.open_rank.remote(recipe, seat)
+            for worker, seat in zip(workers, seats, strict=True)
+        ]
+        facts: list[RankFacts] = gather(refs, self._names, "start", watch)
+        self._data_ranks = [one.layout.data_rank or 0 for one in facts]
+        self.layout: Layout = replace(facts[0].layout, data_rank=None)
+        self.is_whole = facts[0].is_whole
+
+    def annotate(self, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """The groups with the log-probs and values that the algorithm asks for, no more."""
+        columns = self._call("annotate", ray.put(tuple(groups)))[0]
+        return tuple(
+            replace(group, **{name: column[place] for name, column in columns.items()})
+            for place, group in enumerate(groups)
+        )
+
+    def step_on(self, steps: Sequence[Sequence[Batch]]) -> StepStats:
+        """One optimizer step for each inner list of batches, those of data rank 0 first."""
+        self._version = None
+        size = self.layout.data_size
+        shares = [
+            ray.put([list(batches[_share(len(batches), size, rank)]) for batches in steps])
+            for rank in range(size)
+        ]
+        refs = [
+            worker.learn.remote("step_on", shares[data_rank])
+            for worker, data_rank in zip(self.workers, self._data_ranks, strict=True)
+        ]
+        stats: StepStats = gather(refs, self._names, "step_on", self._watch)[0]
+        num_tokens = sum(batch.num_tokens for batches in steps for batch in batches)
+        return replace(stats, num_tokens=num_tokens)
+
+    def weights(self, version: int) -> Weights:
+        """The proofs of weights that lie in the ranks; `sync` fetches the tensors themselves."""
+        proofs: Proofs = self._call("prove", version)[0]
+        self._version = version
+        return Weights(
+            version=version,
+            named=(),
+            is_shared=proofs.as_stored,
+            digests=proofs.digests,
+            canary=proofs.canary,
+        )
+
+    def export(self, version: int, bucket_bytes: int) -> list[Any] | None:
+        """References to buckets of all weights; None if they are not `version` any more."""
+        if version != self._version:
+            return None
+        refs = [self.workers[0].export.remote(version, bucket_bytes)]
+        if not self.is_whole:
+            refs += [worker.learn.remote("walk", version) for worker in self.workers[1:]]
+        return gather(refs, self._names, "export weights", self._watch)[0]
+
+    def save(
+        self, root: Any, iteration: int, extra: Mapping[str, Any], *, with_optimizer: bool = True
+    ) -> Path:
+        """The folder that all ranks wrote; every host must see it under the same path."""
+        return self._call("save", str(root), iteration, dict(extra), with_optimizer)[0]
+
+    def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
+        """The other rooms' `extra`, after everything that `save` wrote is back in place."""
+        return self._call("load", str(root), iteration)[0]
+
+    def load_weights(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
+        """The same where the models alone are taken."""
+        return self._call("load_weights", str(root), iteration)[0]
+
+    def state_digests(self) -> list[Mapping[str, int]]:
+        """Of each rank, the digest of every tensor that it saves."""
+        return self._call("state_digest")
+
+    def trim(self) -> None:
+        """Gives back what the ranks hold of their devices and do not use."""
+        self._call("trim")
+
+    def _call(self, verb: str, *arguments: Any) -> list[Any]:
+        refs = [worker.learn.remote(verb, *arguments) for worker in self.workers]
+        return gather(refs, self._names, verb, self._watch)
+
+
+def _share(count: int, size: int, rank: int) -> slice:
+    """Where one data rank's batches lie among those of all."""
+    assert count % size == 0, f"{count} batches do not divide over {size} data ranks"
+    each = count // size
+    return slice(rank * each, (rank + 1) * each)

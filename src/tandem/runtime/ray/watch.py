@@ -1,0 +1,134 @@
+"""Listens to the pulse of every process and names those that stand still."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from tandem.runtime.ray.pulse import Pulse
+from tandem.runtime.ray.worker import Whereabouts
+
+MOST_INTERVAL_S = 5.0
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One process and what was heard of it."""
+
+    handle: Any
+    where: Whereabouts
+    pulse: Pulse | None = None
+    heard_s: float = field(default_factory=time.monotonic)  # when a pulse came last
+    moved_s: float = field(default_factory=time.monotonic)  # when one was another than before
+    is_named: bool = False
+
+
+class Watch:
+    """Owns a thread that asks every process for its pulse.
+
+    A process that is at work and has not moved for `limit_s`, or has not answered for so long, is
+    named once, with what it waits for, and everybody's stacks go to a file.
+    """
+
+    def __init__(self, *, limit_s: float, folder: Path, say: Callable[[str], None]) -> None:
+        """`folder` is where stacks are written, `say` takes a sentence."""
+        self._limit_s, self._folder, self._say = limit_s, folder, say
+        self._interval_s = min(MOST_INTERVAL_S, limit_s / 4)
+        self._watched: dict[str, _Watched] = {}
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def add(self, name: str, handle: Any, where: Whereabouts) -> None:
+        """Watches a process; one of the same name is forgotten."""
+        with self._lock:
+            self._watched[name] = _Watched(handle, where)
+
+    def remove(self, name: str) -> None:
+        """Forgets a process that has ended."""
+        with self._lock:
+            self._watched.pop(name, None)
+
+    def describe(self, name: str) -> str:
+        """The process's name and where it is."""
+        watched = self._watched.get(name)
+        return name if watched is None else f"{name} on {watched.where}"
+
+    def last_heard(self, name: str) -> str:
+        """What the process did when it was last heard of."""
+        watched = self._watched.get(name)
+        if watched is None or watched.pulse is None:
+            return "nothing yet"
+        return f"{_doing(watched.pulse)}, {time.monotonic() - watched.heard_s:.0f} s ago"
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        """Takes pulses, gives sentences about those that stand still; woken by its interval."""
+        while not self._is_over.wait(self._interval_s):
+            with self._lock:
+                watched = dict(self._watched)
+            self._listen(watched)
+            now_s = time.monotonic()
+            still = {
+                name: one
+                for name, one in watched.items()
+                if now_s - min(one.heard_s, one.moved_s) > self._limit_s and not one.is_named
+            }
+            if still and not self._is_over.is_set():
+                self._name(still, watched)
+
+    def _listen(self, watched: dict[str, _Watched]) -> None:
+        refs = {one.handle.pulse.remote(): one for one in watched.values()}
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=self._interval_s)
+        for ref in done:
+            one, now_s = refs[ref], time.monotonic()
+            try:
+                pulse = ray.get(ref)
+            except RayActorError:
+                one.heard_s = one.moved_s = now_s  # who called it will hear of its death
+                continue
+            one.heard_s = now_s
+            if pulse.span is None or one.pulse is None or pulse.place != one.pulse.place:
+                one.moved_s, one.is_named = now_s, False
+            one.pulse = pulse
+
+    def _name(self, still: dict[str, _Watched], watched: dict[str, _Watched]) -> None:
+        path = self._folder / f"stacks-{time.strftime('%H%M%S')}.txt"
+        parts = []
+        for name, one in watched.items():
+            parts.append(f"==== {name} on {one.where}\n{self._stacks(one)}")
+        path.write_text("\n".join(parts), encoding="utf-8")
+        for name, one in still.items():
+            one.is_named = True
+            silent_s = time.monotonic() - one.heard_s
+            if silent_s > self._limit_s:
+                what = f"has not answered for {silent_s:.0f} s"
+            else:
+                what = f"has not moved for {time.monotonic() - one.moved_s:.0f} s"
+            self._say(f"{name} on {one.where} {what}: {_doing(one.pulse)}; all stacks: {path}")
+
+    def _stacks(self, one: _Watched) -> str:
+        ref = one.handle.stacks.remote()
+        done, _ = ray.wait([ref], timeout=self._interval_s)
+        try:
+            return ray.get(ref) if done else "no answer\n"
+        except RayActorError:
+            return "dead\n"
+
+
+def _doing(pulse: Pulse | None) -> str:
+    if pulse is None:
+        return "nothing was ever heard of it"
+    if pulse.span is None:
+        return "idle"
+    return f"in {pulse.span} for {pulse.seconds:.0f} s, in {pulse.waits_in}"
