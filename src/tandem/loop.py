@@ -1,6 +1,6 @@
 """The loop that owns every arrow: sample, judge, learn, publish, report, save."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from tandem.observe import RunLog, Timers
 from tandem.packing import pack
 from tandem.parallel import Layout
 from tandem.train import broken_invariants
+from tandem.types import Group, StepStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ def train(cfg: Config, stages: Stages) -> None:
     sampler, trainer, sync, log = stages.sampler, stages.trainer, stages.sync, stages.log
     devices, timers = stages.devices, Timers()
     learnt, state = stages.start - 1, sampler.state()  # what a checkpoint could hold now
+    update: Mapping[str, float] = {}
     with devices.publishing():
         sync.publish(trainer.weights(stages.start))
     try:
@@ -59,18 +61,12 @@ def train(cfg: Config, stages: Stages) -> None:
         for step in range(stages.start, stages.num_rollout):
             with timers.span("rollout"), devices.sampling():
                 rollout = sampler.collect(step)
-            with devices.learning():
-                with timers.span("annotate"):
-                    groups = trainer.annotate(rollout.groups)
-                with timers.span("advantage"):
-                    groups = advantage(groups, cfg.algo, stages.hooks)
-                with timers.span("pack"):
-                    batches = pack(groups, stages.layout, cfg.batch, cfg.algo)
-                with timers.span("train"):
-                    stats = trainer.step_on(batches)
-            with timers.span("update_weights"), devices.publishing():
-                update = sync.publish(trainer.weights(step + 1))
-            learnt, state = step, sampler.state()
+            groups, stats = learn(cfg, stages, rollout.groups, timers)
+            learnt, state, update = step, sampler.state(), {}
+            if is_update_due(cfg, step, stages):
+                with timers.span("update_weights"), devices.publishing():
+                    update = sync.publish(trainer.weights(step + 1))
+                state = sampler.state()
             log.step(step, rollout, groups, stats, update, timers.take())
             for sentence in broken_invariants(stats, cfg.algo, stages.precision):
                 log.warn(sentence, kind="first step")
@@ -82,6 +78,22 @@ def train(cfg: Config, stages: Stages) -> None:
     except Stopped:
         stages.save(learnt, state)
         raise
+
+
+def learn(
+    cfg: Config, stages: Stages, groups: Sequence[Group], timers: Timers
+) -> tuple[tuple[Group, ...], StepStats]:
+    """The groups with the columns that were added on the way, and what the trainer reports."""
+    with stages.devices.learning():
+        with timers.span("annotate"):
+            annotated = stages.trainer.annotate(groups)
+        with timers.span("advantage"):
+            judged = advantage(annotated, cfg.algo, stages.hooks)
+        with timers.span("pack"):
+            batches = pack(judged, stages.layout, cfg.batch, cfg.algo)
+        with timers.span("train"):
+            stats = stages.trainer.step_on(batches)
+    return judged, stats
 
 
 def evaluate(stages: Stages, step: int) -> None:
@@ -105,6 +117,19 @@ def is_evaluation_due(cfg: Config, step: int, stages: Stages) -> bool:
     """Whether held-out sets are looked at after this rollout: at intervals and at the end."""
     is_last = step + 1 == stages.num_rollout
     return bool(cfg.eval.eval_sets) and (is_last or is_due(cfg.eval.eval_interval, step, stages))
+
+
+def is_update_due(cfg: Config, step: int, stages: Stages) -> bool:
+    """Whether the engines get new weights after this rollout: at intervals and at the end.
+
+    Before an evaluation and a save too: one is of the newest weights, and from the other a run must
+    go on as if it had never ended, with engines that hold what the checkpoint holds.
+    """
+    return (
+        is_due(cfg.sync.update_weights_interval, step, stages)
+        or is_evaluation_due(cfg, step, stages)
+        or is_due(cfg.checkpoint.save_interval, step, stages)
+    )
 
 
 def is_due(interval: int | None, step: int, stages: Stages) -> bool:

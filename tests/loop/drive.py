@@ -21,8 +21,8 @@ import torch
 
 from tandem.config import load_config
 from tandem.loop import train
-from tandem.rollout import EventLoop
 from tandem.runtime.local import build
+from tandem.runtime.overlap import event_loop
 
 
 def die() -> None:
@@ -37,8 +37,9 @@ class Witness:
         self.state, self.restore = inner.state, inner.restore
 
     def collect(self, step: int) -> Any:
-        if step == self._dies_at:
-            self._inner._progress = lambda done, total: die() if done == total // 2 else None
+        if step == self._dies_at:  # ahead of the loop it is the next rollout that is under way
+            stage = getattr(self._inner, "_sampler", self._inner)
+            stage._progress = lambda done, total: die() if done == total // 2 else None
         rollout = self._inner.collect(step)
         digest = hashlib.sha256()
         for group in rollout.groups:
@@ -87,9 +88,10 @@ def drive(journal: Path, moment: str, argv: Sequence[str]) -> dict[str, int]:
     """The digest of every trained tensor at the end."""
     what, _, when = moment.partition(":")
     with ExitStack() as stack:
-        events = EventLoop()
+        cfg = load_config(argv)
+        events = event_loop(cfg)
         stack.callback(events.close)
-        stages, cfg = build(load_config(argv), events, stack)
+        stages, cfg = build(cfg, events, stack)
         trainer = stages.trainer
         dies_at = int(when or 0) if what == "rollout" else None
         stages = replace(stages, sampler=Witness(stages.sampler, journal, dies_at))

@@ -67,6 +67,18 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def split(argv: Sequence[str]) -> int:
+    """Says how devices are best split between training and sampling."""
+    from tandem.observe.split import split_text
+
+    parser = argparse.ArgumentParser(prog="tandem split")
+    parser.add_argument("run", help="run folder, the one that holds metrics.jsonl")
+    parser.add_argument("--devices", type=int, help="how many to split; those of the run if unset")
+    chosen = parser.parse_args(argv)
+    sys.stdout.write(split_text(chosen.run, chosen.devices) + "\n")
+    return 0
+
+
 def samples(argv: Sequence[str]) -> int:
     """Shows what the policy wrote in a run."""
     from tandem.cli.samples import samples_command

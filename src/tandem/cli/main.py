@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "grade": (commands.grade, "judge JSON lines from standard input with a reward"),
     "convert": (commands.convert, "convert checkpoints: to-torch-dist, to-hugging-face"),
     "samples": (commands.samples, "read a run's samples: prompt, answer, reward, with filters"),
+    "split": (commands.split, "how many devices should sample and how many train, from a run"),
     "report": (commands.report, "write report.md and reward.png of a run folder again"),
 }
 

@@ -93,7 +93,6 @@ ROWS = (
     Row("train_env_vars", "training processes", "set them in the shell before the start"),
     Row("release_train", "training processes that end and come back", LEAVE_OUT),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
-    Row("update_weights_interval", "asynchronous training", "set {flag} 1", (1,)),
     # --- weight update through files
     Row("update_weight_mode", "weight updates as changed bytes", "set {flag} full", ("full",)),
     Row("update_weight_transport", "weight updates through a folder", LEAVE_OUT, ("nccl",)),

@@ -122,6 +122,7 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
     ("checkpoint", "save_interval", is_positive, "1 or more"),
     ("checkpoint", "ckpt_step ref_ckpt_step", is_not_negative, "0 or more"),
     ("sync", "update_weights_interval update_weight_buffer_size", is_positive, "1 or more"),
+    ("sync", "max_staleness", is_not_negative, "0 or more"),
     ("debug", "seed", is_not_negative, "0 or more"),
     ("debug", "load_debug_rollout_data_subsample", is_share, "above 0 and at most 1"),
     ("debug", "ci_train_rollout_logprob_abs_diff_threshold", is_above_zero, "more than 0"),

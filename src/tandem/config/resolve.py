@@ -28,6 +28,8 @@ DIALECT_CORRECTIONS = {
 """slime's own `--custom-tis-function-path`, and our `--tis-function` that is the same."""
 
 DIALECT_TEACHER = "slime.rollout.on_policy_distillation."
+ENDLESS_ROLLOUT = "fully_async_rollout.generate_rollout_fully_async"
+"""slime's example of a rollout function that samples on while the trainer learns."""
 SFT_ROLLOUT = "slime.rollout.sft_rollout.generate_rollout"
 
 
@@ -47,6 +49,7 @@ def resolve(given: Given) -> tuple[Config, tuple[str, ...]]:
     _algorithm(draft)
     _evaluation(draft)
     _schedule(draft)
+    _staleness(draft)
     _folders(draft)
     sets, failures = eval_sets(draft, given.eval_file)
     sglang = dict(given.sglang)
@@ -94,6 +97,9 @@ def _function_names(draft: Draft) -> None:
             draft.put(name, None, f"{path}, which is what runs anyway")
     if draft["rollout_function_path"] == SFT_ROLLOUT and draft["loss_type"] == "sft_loss":
         draft.put("rollout_function_path", None, "loss_type sft_loss")
+    if (draft["rollout_function_path"] or "").endswith(ENDLESS_ROLLOUT):
+        draft.put("rollout_function_path", None, "asynchronous full")
+        draft.put("asynchronous", "full", ENDLESS_ROLLOUT)
     draft.fill("eval_function_path", draft["rollout_function_path"], "rollout_function_path")
 
 
@@ -205,6 +211,13 @@ def _schedule(draft: Draft) -> None:
     if num_rollout and steps:
         because = "num_rollout and num_steps_per_rollout"
         draft.fill("lr_decay_iters", num_rollout * steps, because)
+
+
+def _staleness(draft: Draft) -> None:
+    if draft["asynchronous"] != "off":
+        because = "update_weights_interval and asynchronous"
+        more = 1 if draft["asynchronous"] == "full" else 0
+        draft.fill("max_staleness", draft["update_weights_interval"] + more, because)
 
 
 def _folders(draft: Draft) -> None:

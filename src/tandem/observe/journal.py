@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 NOTES_FILE = "notes.jsonl"
+ORDER_FILE = "order.jsonl"
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 TRACE_FILE = "trace.json"

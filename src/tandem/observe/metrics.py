@@ -4,10 +4,11 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from tandem.types import Ending, Group, Sample
+from tandem.types import Ending, Group, Rollout, Sample
 
 REPETITION_TAIL = 10_000
 """Characters at the end of an answer that are looked at for repetition."""
@@ -208,6 +209,17 @@ def speed_metrics(groups: Sequence[Group], seconds: float, num_devices: int) -> 
         "perf/effective_tokens_per_gpu_per_sec": sum(chosen) / per_device_s,
         "perf/longest_sample_tokens_per_sec": max(lengths) / seconds,
     }
+
+
+def order_line(rollout: Rollout) -> dict[str, Any]:
+    """What a rollout was made of where timing decides it: `groups` holds, for each group as it is
+    trained, its prompt's index and the oldest and newest weight version that chose a token."""
+    groups = []
+    for group in rollout.groups:
+        chosen = np.concatenate([s.version_T[s.sampled_T] for s in group.samples])
+        bounds = [int(chosen.min()), int(chosen.max())] if len(chosen) else [None, None]
+        groups.append([group.prompt.index, *bounds])
+    return {"step": rollout.step, "groups": groups}
 
 
 def reward_warning(groups: Sequence[Group]) -> str | None:

@@ -18,6 +18,7 @@ from tandem.observe.journal import (
     CONFIG_FILE,
     METRICS_FILE,
     NOTES_FILE,
+    ORDER_FILE,
     RUN_FILE,
     SAMPLES_FILE,
     TRACE_FILE,
@@ -119,6 +120,8 @@ class RunLog:
             row["train_steps"] = rows
         self._journal.write({**row, **_mean_of_rows(rows)}, step=step)
         append_lines(self._run_dir / SAMPLES_FILE, sample_lines(rollout.groups, step=step))
+        if self._config.sync.asynchronous == "full":
+            append_line(self._run_dir / ORDER_FILE, metrics.order_line(rollout))
         append_trace(self._run_dir / TRACE_FILE, spans, {"step": step})
         self._display.step(self._journal.last)
         self._warn_about(rollout, rows)
@@ -234,12 +237,13 @@ class RunLog:
 def _clear_the_way(run_dir: Path, start: int) -> None:
     """Makes the folder's files end where a run that begins at `start` goes on."""
     if start == 0:
-        for name in (METRICS_FILE, SAMPLES_FILE, NOTES_FILE, TRACE_FILE, RUN_FILE):
+        for name in (METRICS_FILE, SAMPLES_FILE, NOTES_FILE, ORDER_FILE, TRACE_FILE, RUN_FILE):
             set_aside(run_dir / name)
         return
     resume_metrics(run_dir / METRICS_FILE, start)
     resume_lines(run_dir / SAMPLES_FILE, start)
     resume_lines(run_dir / NOTES_FILE, start)
+    resume_lines(run_dir / ORDER_FILE, start)
     drop_torn_line(run_dir / TRACE_FILE)
 
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -60,6 +60,15 @@ class AfterRound:
 NOTHING_AFTER = AfterRound()
 
 
+class Rounds(Protocol):
+    """Gives the rounds of a stage in the place of collections that begin and end."""
+
+    async def collect(self, step: int) -> Outcome: ...
+
+    def state(self) -> Mapping[str, Any]:
+        """The supply's, with what is on its way."""
+
+
 class RolloutStage:
     """Collects rollouts; owns the event loop that sampling, hooks and rewards share."""
 
@@ -74,24 +83,29 @@ class RolloutStage:
         holds: Holds | None = None,
         after: AfterRound = NOTHING_AFTER,
         progress: Progress | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
-        """`holds` is the engine where it can be held, so that rounds repeat to the bit."""
+        """`holds` is the engine where it can be held, so that rounds repeat to the bit; `rounds`
+        gives the rounds, where they are not collected one by one here."""
         self._after = after
         self._supply, self._groups, self._terms, self._choice = supply, groups, terms, choice
         self._events = events
         self._holds = holds
+        self._rounds = rounds
         self._progress = progress or (lambda done, total: None)
 
     def collect(self, step: int) -> Rollout:
         """`batch_size` judged groups in the order of their prompts, none lost, none doubled."""
         started_s = time.perf_counter()
         num_waiting = len(self._supply)
-        outcome = self._events.run(self._collect(step))
+        one_round = self._collect(step) if self._rounds is None else self._rounds.collect(step)
+        outcome = self._events.run(one_round)
         num_continued = num_waiting - len(self._supply)
         self._supply.put_back([began_in(group, step) for group in outcome.leftovers])
         metrics = {
             "perf/rollout_time": time.perf_counter() - started_s,
             **self._numbers(outcome, num_continued),
+            **outcome.numbers,
         }
         rollout = Rollout(
             step=step, groups=self._trained(outcome), metrics=metrics, dropped=outcome.dropped
@@ -105,7 +119,7 @@ class RolloutStage:
 
     def state(self) -> Mapping[str, Any]:
         """What a checkpoint must hold so that the next rollout is the same."""
-        return self._supply.state()
+        return (self._supply if self._rounds is None else self._rounds).state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; raises DataError when the data set changed."""

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tandem.rollout.brake import LAPS, Brake, Holds
 from tandem.rollout.groups import GroupSampler
@@ -29,6 +29,7 @@ class Outcome:
     leftovers: tuple[Group, ...]
     reasons: Counter[str]
     held_s: float
+    numbers: Mapping[str, float] = field(default_factory=dict)  # metrics of who gave it
 
 
 class Collection:

@@ -2,18 +2,28 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tandem.errors import Stopped
 
 Result = TypeVar("Result")
 
 
+class Runner(Protocol):
+    """`asyncio.Runner`, or what runs coroutines elsewhere."""
+
+    def run(self, work: Coroutine[Any, Any, Any], /) -> Any: ...
+
+    def get_loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def close(self) -> None: ...
+
+
 class EventLoop:
     """Runs one coroutine at a time on a loop that outlives it, until somebody asks to stop."""
 
-    def __init__(self) -> None:
-        self._runner = asyncio.Runner()
+    def __init__(self, runner: Runner | None = None) -> None:
+        self.runner = runner or asyncio.Runner()
         self._task: asyncio.Task[Any] | None = None
         self._is_stopping = False
         self._closings: list[Callable[[], Coroutine[Any, Any, None]]] = []
@@ -25,7 +35,7 @@ class EventLoop:
             raise Stopped
         results: list[Result] = []
         try:
-            self._runner.run(self._watched(work, results))
+            self.runner.run(self._watched(work, results))
         except asyncio.CancelledError:
             if self._is_stopping:
                 raise Stopped from None
@@ -36,7 +46,7 @@ class EventLoop:
         """Ends the work under way at its next pause, and refuses more; for signal handlers."""
         self._is_stopping = True
         if self._task is not None:
-            self._runner.get_loop().call_soon_threadsafe(self._task.cancel)
+            self.runner.get_loop().call_soon_threadsafe(self._task.cancel)
 
     @property
     def is_stopping(self) -> bool:
@@ -49,8 +59,8 @@ class EventLoop:
     def close(self) -> None:
         """Runs what was left for the end, cancels the rest and closes the loop."""
         while self._closings:
-            self._runner.run(self._closings.pop()())
-        self._runner.close()
+            self.runner.run(self._closings.pop()())
+        self.runner.close()
 
     async def _watched(self, work: Coroutine[Any, Any, Result], results: "list[Result]") -> None:
         self._task = asyncio.current_task()

@@ -19,6 +19,7 @@ from tandem.errors import ConfigError
 from tandem.kernels.device import repeat_gradients
 from tandem.kernels.linear import sum_products_in_one_order
 from tandem.loop import Devices, Stages
+from tandem.loop_async import Stream
 from tandem.models.decoder import Decoder
 from tandem.models.part import check_parts
 from tandem.models.shape import Shape, read_shape
@@ -33,6 +34,7 @@ from tandem.rollout.dump import DumpingSampler
 from tandem.rollout.replayed import ReplayedStage
 from tandem.runtime.algorithm import load_hooks
 from tandem.runtime.halves import NoEvaluator, without_evaluation
+from tandem.runtime.overlap import overlapped
 from tandem.runtime.recording import DumpingTrainer
 from tandem.runtime.sampling import Sampling, check_hooks
 from tandem.runtime.saving import Resumable, Saver, resume
@@ -94,7 +96,10 @@ def build_stages(
     log = stack.enter_context(open_log(cfg, found, start, num_rollout))
     if cfg.debug.dump_details is not None:  # what makes text of the dumped tokens
         opened.tokenizer.save_pretrained(Path(cfg.debug.dump_details) / "tokenizer")
-    sampler, evaluator = build_sampling(cfg, opened, halves, reward, events, log)
+    sampler, evaluator, stream = build_sampling(cfg, opened, halves, reward, events, log)
+    sampler, devices = overlapped(
+        cfg, sampler, stream, halves.engine, halves.devices, events, stack
+    )
     if found.is_resume:
         with_optimizer = not cfg.checkpoint.no_load_optim
         resume(found, halves.trainer, sampler, with_optimizer=with_optimizer)
@@ -109,7 +114,7 @@ def build_stages(
         hooks=hooks,
         sync=halves.sync,
         log=log,
-        devices=halves.devices,
+        devices=devices,
         layout=halves.layout,
         start=start,
         num_rollout=num_rollout,
@@ -239,9 +244,9 @@ def build_sampling(
     reward: RewardStage,
     events: EventLoop,
     log: RunLog,
-) -> tuple[Sampler, Evaluator]:
-    """What gives rollouts, and what looks at held-out sets."""
-    sampler, evaluator = unsampled(cfg, opened, events), None
+) -> tuple[Sampler, Evaluator, Stream | None]:
+    """What gives rollouts, what looks at held-out sets, and what samples without end if asked."""
+    sampler, evaluator, stream = unsampled(cfg, opened, events), None, None
     if halves.engine is not None:
         sampling = Sampling(
             cfg,
@@ -254,7 +259,9 @@ def build_sampling(
             events=events,
         )
         if sampler is None:
-            sampler = sampling.sampler(halves.holds, partial(log.progress, "sampling"))
+            progress = partial(log.progress, "sampling")
+            stream = sampling.stream(progress) if cfg.sync.asynchronous == "full" else None
+            sampler = sampling.sampler(halves.holds, progress, stream)
         evaluator = sampling.evaluator(opened.held_out, partial(log.progress, "evaluation"))
     assert sampler is not None, "rules refuse a run that has nothing to sample with"
     if cfg.debug.save_debug_rollout_data is not None:
@@ -262,7 +269,7 @@ def build_sampling(
     convert = cfg.rollout.custom_convert_samples_to_train_data_path
     if convert is not None:
         sampler = ConvertedSampler(sampler, convert, flat(cfg))
-    return sampler, evaluator or NoEvaluator()
+    return sampler, evaluator or NoEvaluator(), stream
 
 
 def unsampled(cfg: Config, opened: Inputs, events: EventLoop) -> Sampler | None:

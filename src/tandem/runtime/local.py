@@ -8,6 +8,7 @@ import torch
 from tandem.config import Config
 from tandem.contracts import Sync
 from tandem.engine.torch.engine import TorchEngine
+from tandem.errors import ConfigError
 from tandem.loop import Devices, Stages
 from tandem.models.decoder import Decoder
 from tandem.parallel import Mesh
@@ -17,7 +18,7 @@ from tandem.runtime.building import Halves, Known, build_stages, device_of, dtyp
 from tandem.runtime.devices import start_afresh, take_turns
 from tandem.runtime.halves import FirstOnly, IdleTrainer
 from tandem.runtime.weights import policy_decoder, reference_parts
-from tandem.sync import SharedSync
+from tandem.sync import CopiedSync, SharedSync
 from tandem.train import LocalTrainer, build_trainer, layout_of
 
 
@@ -30,14 +31,26 @@ def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Con
 
 
 def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitStack) -> Halves:
-    """Trainer and engine of one process, which share the policy's weights."""
+    """Trainer and engine of one process, which share the policy's weights; raises ConfigError.
+
+    An engine that samples while the trainer learns has weights of its own, so that no token is
+    ever chosen by weights that are half moved.
+    """
+    shares_weights = cfg.sync.asynchronous == "off"
+    if device.type == "cuda" and not shares_weights:
+        raise ConfigError(
+            "train_async.py in one process on a GPU: trainer and engine would take turns on it, "
+            "and nothing would be gained; start train.py, or give the engines devices of their "
+            "own (--rollout-num-gpus, which takes Ray), or set --device cpu"
+        )
     decoder = policy_decoder(cfg, known.opened.shape, known.found, device)
     trainer: LocalTrainer | IdleTrainer
     if cfg.debug.debug_rollout_only:
         trainer = IdleTrainer(decoder, layout_of(decoder, cfg.batch))
     else:
         trainer = build_learner(cfg, decoder, known, device)
-    engine = build_engine(cfg, decoder, known, device, stack)
+    sampled = decoder if shares_weights else twin(decoder, device)
+    engine = build_engine(cfg, sampled, known, device, stack)
     return Halves(
         trainer=trainer,
         layout=trainer.layout,
@@ -73,14 +86,20 @@ def build_devices(engine: TorchEngine | None, device: torch.device) -> Devices:
 
 def build_sync(cfg: Config, engine: TorchEngine | None, decoder: Decoder) -> Sync:
     """What publishes weights to the engine, if there is one."""
-    sync = SharedSync([] if engine is None else [engine], dtype=dtype_name(decoder))
+    carrier = SharedSync if cfg.sync.asynchronous == "off" else CopiedSync
+    sync = carrier([] if engine is None else [engine], dtype=dtype_name(decoder))
     return FirstOnly(sync) if cfg.debug.debug_rollout_only else sync
+
+
+def twin(decoder: Decoder, device: torch.device) -> Decoder:
+    """Another decoder of the same shape; the first weight update fills it."""
+    return Decoder(decoder.shape, decoder.head_weight.dtype, device).requires_grad_(False)
 
 
 def build_engine(
     cfg: Config, decoder: Decoder, known: Known, device: torch.device, stack: ExitStack
 ) -> TorchEngine | None:
-    """The embedded engine, which reads the trainer's own tensors; None where none is wanted."""
+    """The embedded engine, which samples with `decoder`; None where none is wanted."""
     if cfg.debug.debug_train_only:
         return None
     shape, tokenizer = known.opened.shape, known.opened.tokenizer

@@ -7,8 +7,9 @@ from tandem.config import Config, check_files
 from tandem.errors import ConfigError
 from tandem.loop import Stages, train
 from tandem.observe import get_logger, set_up_logging
-from tandem.rollout import EventLoop
+from tandem.observe.split import split_text
 from tandem.runtime import local
+from tandem.runtime.overlap import event_loop
 from tandem.runtime.signals import stop_on_signals
 
 Build = Callable[[Config, EventLoop, ExitStack], tuple[Stages, Config]]
@@ -22,11 +23,14 @@ def run(cfg: Config) -> None:
     set_up_logging()
     check_files(cfg)
     with ExitStack() as stack:
-        events = EventLoop()
+        events = event_loop(cfg)
         stack.callback(events.close)
         stack.enter_context(stop_on_signals(events.stop, get_logger("run").warning))
         stages, cfg = builder_of(cfg)(cfg, events, stack)
         train(cfg, stages)
+        if cfg.sync.auto_split and stages.start < stages.num_rollout:
+            assert cfg.observe.run_dir is not None, "resolve names a run folder"
+            stages.log.note(split_text(cfg.observe.run_dir))
 
 
 def builder_of(cfg: Config) -> Build:

@@ -8,6 +8,7 @@ from tandem.config import Config
 from tandem.contracts import Engine, Evaluator, Reward, Sampler, Source
 from tandem.filters import find_shipped
 from tandem.hooks import load
+from tandem.loop_async import BackgroundRunner, Stream
 from tandem.rollout import (
     Choice,
     Door,
@@ -21,7 +22,7 @@ from tandem.rollout import (
     Terms,
 )
 from tandem.rollout.brake import Holds
-from tandem.rollout.collect import AfterRound, Progress
+from tandem.rollout.collect import AfterRound, Progress, Rounds
 from tandem.rollout.custom import batches, converting, filters, functions, generating
 from tandem.rollout.custom.filters import buffer_filter, dynamic_filter
 from tandem.rollout.custom.functions import CustomEvaluator, CustomRollout
@@ -92,8 +93,28 @@ class Sampling:
             reward_key=self._key,
         )
 
-    def sampler(self, holds: Holds | None, progress: Progress) -> Sampler:
-        """The stage of training rollouts; `holds` is the engine, if it can be held."""
+    def stream(self, progress: Progress) -> Stream:
+        """What keeps groups at work without end (`--asynchronous full`)."""
+        cfg, runner = self._cfg, self._events.runner
+        assert isinstance(runner, BackgroundRunner), "sampling without end has a thread of its own"
+        num_rollout, max_staleness = cfg.data.num_rollout, cfg.sync.max_staleness
+        assert num_rollout is not None and max_staleness is not None, "resolve fills them"
+        return Stream(
+            self._supply,
+            self._groups,
+            self._terms(),
+            choice_of(cfg, self._args),
+            num_rollout=num_rollout,
+            max_staleness=max_staleness,
+            runner=runner,
+            progress=progress,
+        )
+
+    def sampler(
+        self, holds: Holds | None, progress: Progress, rounds: Rounds | None = None
+    ) -> Sampler:
+        """The stage of training rollouts; `holds` is the engine, if it can be held, `rounds` what
+        gives the rounds where they are not collected one by one."""
         cfg, path = self._cfg, self._cfg.rollout.rollout_function_path
         if path is not None:
             batch_size = cfg.data.rollout_batch_size
@@ -103,16 +124,13 @@ class Sampling:
         return RolloutStage(
             supply=self._supply,
             groups=self._groups,
-            terms=Terms(
-                sampling=training_sampling(cfg.rollout),
-                seed=cfg.data.rollout_seed,
-                max_context=self._max_context,
-            ),
+            terms=self._terms(),
             choice=choice_of(cfg, self._args),
             events=self._events,
             holds=None if cfg.rollout.no_hold_for_verdicts else holds,
             after=self._after(),
             progress=progress,
+            rounds=rounds,
         )
 
     def evaluator(self, sets: Sequence[EvaluationSet], progress: Progress) -> Evaluator:
@@ -130,6 +148,13 @@ class Sampling:
             events=self._events,
             log=None if hook is None else partial(batches.log_evaluation, hook, self._args),
             progress=progress,
+        )
+
+    def _terms(self) -> Terms:
+        return Terms(
+            sampling=training_sampling(self._cfg.rollout),
+            seed=self._cfg.data.rollout_seed,
+            max_context=self._max_context,
         )
 
     def _after(self) -> AfterRound:

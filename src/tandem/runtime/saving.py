@@ -7,7 +7,9 @@ from tandem.checkpoint.find import Found
 from tandem.config import Config, to_dict
 from tandem.contracts import Sampler, Trainer
 from tandem.errors import CheckpointError
+from tandem.loop_async import AHEAD, Ahead
 from tandem.rollout import LEFTOVERS, decode, encode
+from tandem.types import Rollout
 
 SAMPLER, SETTINGS = "sampler", "settings"
 BUFFER = "unfinished"
@@ -29,10 +31,13 @@ class Saver:
         if self._cfg.save is None or rollout <= self._saved:
             return
         place = dict(sampler_state)
-        leftovers = place.pop(LEFTOVERS, ())
+        leftovers, ahead = place.pop(LEFTOVERS, ()), place.pop(AHEAD, None)
         extra: dict[str, Any] = {SAMPLER: place, SETTINGS: self._settings}
         if leftovers:
             extra[BUFFER] = encode(leftovers)
+        if ahead is not None:
+            place[AHEAD] = {"step": ahead.step, "metrics": dict(ahead.metrics)}
+            extra[AHEAD] = encode(ahead.groups)
         with_optimizer = not self._cfg.no_save_optim
         self._trainer.save(self._cfg.save, rollout, extra, with_optimizer=with_optimizer)
         self._saved = rollout
@@ -60,5 +65,12 @@ def resume(found: Found, trainer: Resumable, sampler: Sampler, *, with_optimizer
             f"{found.path} iteration {found.iteration} holds weights but no place in the data; "
             "pass --finetune to start a new run from its weights"
         )
-    leftovers = decode(extra[BUFFER]) if BUFFER in extra else ()
-    sampler.restore({**extra.get(SAMPLER, {}), LEFTOVERS: leftovers})
+    state = dict(extra.get(SAMPLER, {}))
+    state[LEFTOVERS] = decode(extra[BUFFER]) if BUFFER in extra else ()
+    if AHEAD in extra:
+        told, groups = state.pop(AHEAD), decode(extra[AHEAD])
+        if isinstance(sampler, Ahead):
+            state[AHEAD] = Rollout(step=told["step"], groups=groups, metrics=told["metrics"])
+        else:  # judged groups that wait go on as they are
+            state[LEFTOVERS] = (*groups, *state[LEFTOVERS])
+    sampler.restore(state)

@@ -8,8 +8,18 @@ from typing import Literal
 class SyncConfig:
     """Weight update"""
 
+    asynchronous: Literal["off", "one-step", "full"] = "off"
+    """Sample while training goes on: one rollout ahead (what `train_async.py` sets), or without
+    end, with new weights put under running answers."""
     update_weights_interval: int = 1
     """Rollouts between updates of the engines (asynchronous training)."""
+    max_staleness: int | None = None
+    """Most rollouts that were learned from between the weights that chose a token and the step that
+    trains it. The update interval when unset, and one more when fully asynchronous; 0: nothing
+    overlaps."""
+    auto_split: bool = False
+    """Say at the end of a run how its devices are best split between training and sampling, by the
+    times that were measured (`tandem split` says it of any run folder)."""
     update_weight_mode: Literal["full", "delta"] = "full"
     """Send all weights, or the bytes that changed."""
     update_weight_transport: Literal["nccl", "disk"] = "nccl"
