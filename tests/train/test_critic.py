@@ -7,6 +7,11 @@ import torch
 PPO = {"advantage_estimator": "ppo", "gamma": 0.99, "lambd": 0.95}
 
 
+def tensors(critic):
+    """The value model's parameters by their names in a checkpoint."""
+    return {name: piece.tensor for name, piece in critic.model_pieces().items()}
+
+
 def critic_of(trainer):
     return trainer._critic
 
@@ -103,6 +108,6 @@ def test_the_models_alone_bring_the_critic_along(make_trainer, make_decoder, mak
     trainer.save(tmp_path, 0, {}, with_optimizer=False)
     fresh = make_trainer(algo=PPO, decoder=make_decoder(seed=5))
     fresh.load_weights(tmp_path)
-    wanted = {name: t.clone() for name, t in critic_of(trainer).model_tensors().items()}
-    got = critic_of(fresh).model_tensors()
+    wanted = {name: t.clone() for name, t in tensors(critic_of(trainer)).items()}
+    got = tensors(critic_of(fresh))
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)

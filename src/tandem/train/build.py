@@ -107,6 +107,7 @@ def _critic(cfg: Config, policy: Decoder, num_rollout: int) -> Critic | None:
         optim,
         schedule,
         _step_size(cfg),
+        spreads=model.spreads(),
         mesh=policy.part.mesh,
         of="the critic's ",
     )

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from tandem.algo import value_loss
+from tandem.checkpoint.pieces import Pieces
 from tandem.config import AlgoConfig
 from tandem.models.decoder import Decoder, Recompute
+from tandem.models.part import Shard
 from tandem.packing import ScoringRow
 from tandem.train.descent import Descent
 from tandem.train.forward import token_values
+from tandem.train.pieces import optimizer_pieces, piece_of
+from tandem.train.shards import Spread
+from tandem.train.together import spreads_of
 from tandem.types import Batch
 
 PREFIX = "critic."
@@ -37,6 +42,17 @@ class ValueModel(nn.Module):
         self.head = nn.Linear(policy.shape.width, 1, dtype=torch.float32, device=weight_VD.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    def shards(self) -> dict[str, Shard]:
+        """What every parameter of the body is of the whole one, by name; the head is whole."""
+        return {f"body.{name}": shard for name, shard in self.body.shards().items()}
+
+    def spreads(self) -> dict[str, Spread]:
+        """How every parameter lies on the mesh, by name."""
+        mesh = self.body.part.mesh
+        head = Spread(mesh.data_context, is_counted=mesh.tensor.rank == 0)
+        spreads = {f"body.{name}": spread for name, spread in spreads_of([self.body]).items()}
+        return spreads | {"head.weight": head, "head.bias": head}
 
 
 class Critic:
@@ -70,12 +86,14 @@ class Critic:
             "critic-lr": row["lr-pg_0"]
         }
 
-    def model_tensors(self) -> dict[str, Tensor]:
+    def model_pieces(self) -> Pieces:
         """The value model's parameters, in place, by their names in a checkpoint."""
-        named = self._model.named_parameters()
-        return {f"{PREFIX}model.{name}": parameter.detach() for name, parameter in named}
+        shards = self._model.shards()
+        return {
+            f"{PREFIX}model.{name}": piece_of(parameter.detach(), shards.get(name))
+            for name, parameter in self._model.named_parameters()
+        }
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
+    def optimizer_pieces(self) -> Pieces:
         """The optimizer's state, in place, likewise."""
-        named = self.descent.optimizer.tensors()
-        return {PREFIX + name: tensor for name, tensor in named.items()}
+        return optimizer_pieces(self.descent.optimizer, self._model.shards(), PREFIX)

@@ -106,6 +106,18 @@ class AdamW:
             if self._masters[name] is not own:
                 self._masters[name].copy_(own)
 
+    def parameter_of(self, key: str) -> str:
+        """The parameter that an entry of `tensors` but `STEP` belongs to."""
+        return next(
+            key.removeprefix(prefix)
+            for prefix in (MASTER, SECOND_MOMENT, FIRST_MOMENT)
+            if key.startswith(prefix)
+        )
+
+    def num_rows(self, name: str) -> int:
+        """Rows of the parameter as this process holds it."""
+        return self._parameters[name].shape[0]
+
     def own_rows(self, name: str) -> Rows:
         """Which rows of a parameter this process keeps the state of."""
         spread = self._spreads.get(name, ONE_PROCESS)

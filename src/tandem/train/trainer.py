@@ -15,6 +15,7 @@ from torch import Tensor
 from tandem.algo import Tokens, normaliser, wanted_columns
 from tandem.checkpoint import torch_dist
 from tandem.checkpoint.names import to_hugging_face
+from tandem.checkpoint.pieces import Pieces, as_pieces
 from tandem.kernels.digest import digest_all
 from tandem.models.decoder import Decoder
 from tandem.packing import ScoringRow, columns, num_steps, scoring_rows
@@ -23,7 +24,9 @@ from tandem.train.canary import canary
 from tandem.train.descent import Descent
 from tandem.train.learning import Beside, Learning, Parts, loss_into
 from tandem.train.model import Model
+from tandem.train.pieces import model_pieces, optimizer_pieces, shards_of
 from tandem.train.publish import published, published_digests
+from tandem.train.routes import Routes, with_experts
 from tandem.train.snapshots import Snapshots, by_author
 from tandem.train.together import longest, spreads_of, summed_numbers, whole_columns
 from tandem.types import Batch, Group, StepStats, Weights
@@ -65,6 +68,7 @@ class LocalTrainer:
             spreads=spreads_of(self._model.parts) if self._adapters is None else None,
             mesh=self._mesh,
         )
+        self._shards = shards_of(self._model)
         self._snapshots = Snapshots() if learning.algo.keep_old_actor else None
         self._num_rollouts = 0  # learned from, over the whole run
         self._seconds: dict[str, float] = {}
@@ -87,10 +91,16 @@ class LocalTrainer:
         if not wanted:
             return tuple(groups)
         rows = scoring_rows(groups, self.layout, cfg, algo)
+        # the old log-probs' pass says which experts it took, unless engines said so
+        records = algo.use_routing_replay and not algo.use_rollout_routing_replay
+        routes = Routes(records=records)
         found: dict[str, Any] = {}  # a column for each group
         if "old_logprobs" in wanted:
             with self._timed("log_probs"):
-                found["old_logprobs"] = self._old_logprobs(groups, rows)
+                found["old_logprobs"] = self._old_logprobs(groups, rows, routes)
+                if records:
+                    taken = routes.recorded(self._mesh)
+                    groups = with_experts(groups, rows, taken, self._mesh, self._model.device)
         for column, model, span in (
             ("reference_logprobs", self._reference, "ref_log_probs"),
             ("teacher_logprobs", self._teacher, "teacher_log_probs"),
@@ -98,7 +108,7 @@ class LocalTrainer:
             if column in wanted:
                 assert model is not None, f"{column} are wanted of a model that is not there"
                 with self._timed(span):
-                    found[column] = columns(groups, rows, self._scores(model, rows))
+                    found[column] = columns(groups, rows, self._scores(model, _unrouted(rows)))
         if "values" in wanted:
             assert self._critic is not None, "values without a critic"
             with self._timed("values"):
@@ -181,14 +191,12 @@ class LocalTrainer:
         written in PEFT's form, to `lora/` beside it.
         """
         assert STATE not in extra, f"{STATE!r} in a checkpoint's extra is the trainer's own"
-        tensors = self._weight_tensors()
-        if with_optimizer:
-            tensors |= self._optimizer_tensors()
+        tensors = self.pieces(with_optimizer=with_optimizer)
         state: dict[str, Any] = {**self._descent.state(), "num_rollouts": self._num_rollouts}
         if self._critic is not None:
             state["critic"] = self._critic.descent.state()
         folder = torch_dist.save(root, iteration, tensors, {**extra, STATE: state})
-        if self._adapters is not None:
+        if self._adapters is not None and self._mesh.rank == 0:
             self._adapters.save(Path(root) / "lora" / folder.name)
         return folder
 
@@ -198,8 +206,7 @@ class LocalTrainer:
         Raises CheckpointError when anything is missing or of another model; nothing has changed
         then.
         """
-        tensors = self._weight_tensors() | self._optimizer_tensors()
-        extra = torch_dist.load(root, tensors, iteration)
+        extra = torch_dist.load(root, self.pieces(), iteration)
         state = extra.pop(STATE)
         self._descent.restore(state)
         self._num_rollouts = state["num_rollouts"]
@@ -222,42 +229,46 @@ class LocalTrainer:
         return extra
 
     def state_digest(self) -> dict[str, int]:
-        """A digest of every tensor that a checkpoint holds."""
-        return digest_all((self._weight_tensors() | self._optimizer_tensors()).items())
+        """A digest of every tensor that a checkpoint holds, as this process has it."""
+        pieces = as_pieces(self.pieces())
+        return digest_all((name, piece.tensor) for name, piece in pieces.items())
 
-    def _weight_parts(self) -> dict[str, dict[str, Tensor]]:
+    def pieces(self, *, with_optimizer: bool = True) -> Pieces:
+        """What this process has of everything that a checkpoint holds, in place."""
+        pieces = {name: one for part in self._weight_parts().values() for name, one in part.items()}
+        if with_optimizer:
+            pieces |= optimizer_pieces(self._descent.optimizer, self._shards)
+            if self._critic is not None:
+                pieces |= self._critic.optimizer_pieces()
+        return pieces
+
+    def _weight_parts(self) -> dict[str, Pieces]:
         """The tensors of every model that changes in a run, by what their names begin with."""
-        parts = {torch_dist.MODEL: self._model.tensors(torch_dist.MODEL)}
+        parts: dict[str, Pieces] = {torch_dist.MODEL: model_pieces(self._model, torch_dist.MODEL)}
         if self._critic is not None:
-            parts["critic.model."] = self._critic.model_tensors()
+            parts["critic.model."] = self._critic.model_pieces()
         if self._adapters is not None:
             parts["lora."] = self._adapters.tensors()
         if self._reference is not None and self._learning.algo.ref_update_interval is not None:
-            parts[REFERENCE] = self._reference.tensors(REFERENCE)
+            parts[REFERENCE] = model_pieces(self._reference, REFERENCE)
         return parts
 
-    def _weight_tensors(self) -> dict[str, Tensor]:
-        parts = self._weight_parts().values()
-        return {name: tensor for part in parts for name, tensor in part.items()}
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        tensors = self._descent.optimizer.tensors()
-        return tensors if self._critic is None else tensors | self._critic.optimizer_tensors()
-
     def _old_logprobs(
-        self, groups: Sequence[Group], rows: Sequence[ScoringRow]
+        self, groups: Sequence[Group], rows: Sequence[ScoringRow], routes: Routes
     ) -> list[tuple[np.ndarray, ...]]:
         if self._snapshots is None:
-            return columns(groups, rows, self._scores(self._model, rows))
+            return columns(groups, rows, self._scores(self._model, rows, routes))
         by_version = {
             version: columns(groups, rows, self._scores(model, rows))
             for version, model in self._snapshots.authors(groups).items()
         }
         return by_author(groups, by_version)
 
-    def _scores(self, model: Model, rows: Sequence[ScoringRow]) -> list[np.ndarray]:
+    def _scores(
+        self, model: Model, rows: Sequence[ScoringRow], routes: Routes | None = None
+    ) -> list[np.ndarray]:
         """The log-probs of each row, on the host."""
-        return model.scores([row.batch for row in rows], self._learning.scoring)
+        return model.scores([row.batch for row in rows], self._learning.scoring, routes)
 
     def _step(self, batches: Sequence[Batch]) -> dict[str, float]:
         with self._timed("forward_backward"):
@@ -276,7 +287,10 @@ class LocalTrainer:
         """
         totals: dict[str, Tensor] = {}
         finish = loss_into(totals, self._learning, self._correction_scale(batches))
-        self._model.learn(batches, finish, self._learning.recompute)
+        routes = Routes(balance_coef=self._learning.algo.moe_aux_loss_coeff)
+        self._model.learn(batches, finish, self._learning.recompute, routes)
+        if self._learning.algo.moe_aux_loss_coeff:
+            totals["load_balancing_loss"] = routes.balance_loss(self._model.parts[0])
         return totals
 
     def _correction_scale(self, batches: Sequence[Batch]) -> float:
@@ -312,6 +326,11 @@ class LocalTrainer:
 def model_of(decoder: Parts) -> Model:
     """The model that a decoder, or parts of one, make."""
     return Model([decoder] if isinstance(decoder, Decoder) else decoder)
+
+
+def _unrouted(rows: Sequence[ScoringRow]) -> list[ScoringRow]:
+    """The same rows for another model, whose routers choose themselves."""
+    return [replace(row, batch=replace(row.batch, experts_TLk=None)) for row in rows]
 
 
 def frozen_model(decoder: Parts | None) -> Model | None:
