@@ -8,6 +8,7 @@ from tandem.errors import ConfigError
 from tandem.loop import Stages, train
 from tandem.observe import get_logger, set_up_logging
 from tandem.observe.split import split_text
+from tandem.rollout import EventLoop
 from tandem.runtime import local
 from tandem.runtime.overlap import event_loop
 from tandem.runtime.signals import stop_on_signals
