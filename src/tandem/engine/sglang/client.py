@@ -49,9 +49,20 @@ class SglangEngine:
     update and go on after it: every part has one version, and what they wrote is kept.
     """
 
-    def __init__(self, line: Line, fleet: Fleet, *, timeout_s: float | None = None) -> None:
-        """`timeout_s`: for one answer of a server, a whole response long; none when unset."""
-        self._line, self._fleet, self._timeout_s = line, fleet, timeout_s
+    def __init__(
+        self,
+        line: Line,
+        fleet: Fleet,
+        *,
+        timeout_s: float | None = None,
+        patience_s: float = LOST_S,
+    ) -> None:
+        """`timeout_s`: for one answer of a server, a whole response long; none when unset.
+
+        `patience_s`: what is waited after the first lost answer; twice as much after the second.
+        """
+        self._line, self._fleet = line, fleet
+        self._timeout_s, self._patience_s = timeout_s, patience_s
         self._live: set[Live] = set()
         self._attempts = itertools.count()
         self._num_generated = self._num_prefilled = self._num_cached = 0
@@ -184,7 +195,7 @@ class SglangEngine:
             self._count_delay(live, error)
         except Lost as error:
             self._count_loss(live, error)
-            delay_s = LOST_S * live.num_lost
+            delay_s = self._patience_s * live.num_lost
         finally:
             if not is_answered:
                 fleet.forsake(member, live.rid)  # nobody waits for it any more

@@ -62,13 +62,12 @@ class Line:
             ) as reply:
                 status, kind, text = reply.status, reply.content_type, await reply.text()
         except TimeoutError as error:
-            raise Lost(f"{method} {url}: no answer within {timeout_s:g} s") from error
+            raise Lost(f"{method} {url}: no answer in time ({timeout_s} s)") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Lost(f"{method} {url}: {type(error).__name__}: {error}") from error
-        if status in (429, 502, 503, 504):
-            raise Busy(f"{method} {url}: HTTP {status}: {shortened(text)}")
         if status >= 400:
-            raise EngineError(f"{method} {url}: HTTP {status}: {shortened(text)}")
+            kind_of = Busy if status in (429, 502, 503, 504) else Lost if status == 500 else None
+            raise (kind_of or EngineError)(f"{method} {url}: HTTP {status}: {shortened(text)}")
         if kind != "application/json":
             return text
         try:

@@ -1,0 +1,224 @@
+"""A server that speaks SGLang's HTTP without a model, and misbehaves when told to.
+
+    python tests/sglang/fake.py --port N [--fail TEXT]
+
+A token is a function of its place in the sequence, its log-prob of the weight version that the
+server has, so a test sees at once what was sampled twice, left out, or by other weights.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import pickle
+import sys
+import threading
+from collections import Counter
+
+from aiohttp import web
+
+TICK_S = 0.002
+CANARY = [0.0, -1.0, -2.0, -3.0]
+
+
+def token_at(place):
+    return 100 + place
+
+
+def logprob_of(version):
+    return -0.125 * (version + 1)
+
+
+class FakeServer:
+    """State of the server; `faults` are what happens to the next requests for tokens, in order."""
+
+    def __init__(self):
+        self.version, self.is_paused, self.is_slow = "default", False, True
+        self.running, self.aborted = set(), set()
+        self.faults, self.asked, self.calls = [], [], []
+        self.canary = list(CANARY)
+        self.update_fails = False
+        self.buckets = []
+        self.released = set()
+        self.starts = Counter()
+
+    def app(self):
+        app = web.Application(client_max_size=1 << 30, middlewares=[self._noted])
+        for path in (
+            "/pause_generation",
+            "/continue_generation",
+            "/flush_cache",
+            "/abort_request",
+            "/generate",
+            "/update_weight_version",
+            "/update_weights_from_tensor",
+            "/update_weights_from_disk",
+            "/release_memory_occupation",
+            "/resume_memory_occupation",
+        ):
+            app.router.add_post(path, getattr(self, path[1:]))
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/model_info", self.model_info)
+        app.router.add_get("/server_info", self.server_info)
+        return app
+
+    @web.middleware
+    async def _noted(self, request, handler):
+        if request.path != "/health":
+            self.calls.append(request.path)
+        return await handler(request)
+
+    async def health(self, request):
+        return web.Response()
+
+    async def model_info(self, request):
+        return web.json_response({"weight_version": self.version})
+
+    async def server_info(self, request):
+        return web.json_response({"tp_size": 1, "version": "0.5.15.post1"})
+
+    async def pause_generation(self, request):
+        self.is_paused = True
+        return web.json_response({"status": "ok"})
+
+    async def continue_generation(self, request):
+        self.is_paused = False
+        return web.json_response({"status": "ok"})
+
+    async def flush_cache(self, request):
+        if self.running:
+            return web.Response(status=400, text="Flush cache failed.")
+        return web.Response(text="Cache flushed.")
+
+    async def abort_request(self, request):
+        body = await request.json()
+        chosen = self.running if body.get("abort_all") else {body["rid"]}
+        self.aborted |= set(chosen)
+        return web.Response()
+
+    async def update_weight_version(self, request):
+        self.version = (await request.json())["new_version"]
+        return web.json_response({"success": True, "message": ""})
+
+    async def update_weights_from_tensor(self, request):
+        assert self.is_paused and not self.running
+        if self.update_fails:
+            return web.json_response({"success": False, "message": "no such tensor"}, status=400)
+        for text in (await request.json())["serialized_named_tensors"]:
+            self.buckets.append(pickle.load(io.BytesIO(base64.b64decode(text))))
+        return web.json_response({"success": True, "message": ""})
+
+    async def update_weights_from_disk(self, request):
+        self.buckets.append(await request.json())
+        return web.json_response({"success": True, "message": "", "num_paused_requests": 0})
+
+    async def release_memory_occupation(self, request):
+        self.released |= set((await request.json())["tags"])
+        return web.json_response(None)
+
+    async def resume_memory_occupation(self, request):
+        self.calls[-1] += " " + " ".join((await request.json())["tags"])
+        return web.json_response(None)
+
+    async def generate(self, request):
+        body = await request.json()
+        if body.get("logprob_start_len") == 0:
+            pairs = [[value, 0, None] for value in self.canary]
+            meta = {"input_token_logprobs": pairs, "finish_reason": {"type": "length"}}
+            return web.json_response({"output_ids": [], "meta_info": meta})
+        self.asked.append(body)
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            answer = await self._misbehave(fault, request)
+            if answer is not None:
+                return answer
+        return web.json_response(await self._sampled(body))
+
+    async def _misbehave(self, fault, request):
+        """What a fault does; None where the request is answered as if nothing was."""
+        kind, _, value = fault.partition(" ")
+        if kind == "status":
+            return web.json_response({"error": {"message": "told to"}}, status=int(value))
+        if kind == "cut":
+            request.transport.abort()
+        elif kind == "half":
+            response = web.StreamResponse(headers={"Content-Length": "500"})
+            await response.prepare(request)
+            await response.write(b'{"output_ids": [1, 2')
+            request.transport.abort()
+        elif kind == "text":
+            return web.Response(text=value, content_type="application/json")
+        elif kind == "hang":
+            await asyncio.sleep(float(value))
+        return None
+
+    async def _sampled(self, body):
+        rid, params = body["rid"], body["sampling_params"]
+        start, limit = len(body["input_ids"]), params["max_new_tokens"]
+        stops = params.get("stop_token_ids", [])
+        tokens, finish = [], {"type": "length", "length": limit}
+        self.running.add(rid)
+        try:
+            while len(tokens) < limit:
+                if rid in self.aborted:
+                    finish = {"type": "abort", "message": "Aborted"}
+                    break
+                if self.is_slow:
+                    await asyncio.sleep(TICK_S)
+                tokens.append(token_at(start + len(tokens)))
+                if tokens[-1] in stops:
+                    finish = {"type": "stop", "matched": tokens[-1]}
+                    break
+        finally:
+            self.running.discard(rid)
+        logprob = logprob_of(int(self.version)) if self.version != "default" else 0.0
+        meta = {
+            "id": rid,
+            "finish_reason": finish,
+            "weight_version": self.version,
+            "cached_tokens": 0,
+            "output_token_logprobs": [[logprob, token, None] for token in tokens],
+        }
+        return {"text": "", "output_ids": tokens, "meta_info": meta}
+
+
+class Hosted:
+    """A fake server at an address, on a thread of its own."""
+
+    def __init__(self):
+        self.state = FakeServer()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.url = self._run(self._start())
+
+    def close(self):
+        self._run(self._runner.cleanup())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self):
+        self._runner = web.AppRunner(self.state.app(), shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        port = site._server.sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--fail", help="say this and end")
+    told = parser.parse_args()
+    if told.fail:
+        sys.exit(told.fail)
+    web.run_app(FakeServer().app(), host="127.0.0.1", port=told.port, print=None)
+
+
+if __name__ == "__main__":
+    main()
