@@ -224,8 +224,8 @@ def test_a_router_chooses_where_nothing_is_replayed():
 # --- balance
 
 
-def _balanced(scale: float, real: int, num_tokens: int) -> Balance:
-    return Balance(torch.tensor(scale), torch.arange(num_tokens) < real, [])
+def _balanced(coef: float, real: int, num_tokens: int) -> Balance:
+    return Balance(coef, torch.tensor(1.0), torch.arange(num_tokens) < real, [])
 
 
 def test_the_balance_loss_is_that_of_the_switch_transformer():
@@ -244,7 +244,7 @@ def test_the_balance_loss_is_that_of_the_switch_transformer():
     loss = 8 * (chosen_TE.sum(0) / 14 * probs_TE.mean(0)).sum()
     (0.5 * loss).backward()
     assert (found - experts.router.weight.grad).abs().max() < 1e-6
-    assert len(balance.totals) == 1 and abs(balance.totals[0] - loss) < 1e-6
+    assert len(balance.losses) == 1 and abs(balance.losses[0] - loss) < 1e-6
 
 
 def test_even_experts_have_a_balance_loss_of_one():
@@ -252,7 +252,7 @@ def test_even_experts_have_a_balance_loss_of_one():
     torch.nn.init.zeros_(experts.router.weight)  # all experts are equally likely
     balance = _balanced(1.0, 4, 4)
     experts(torch.randn(4, SHAPE.width), replace(NO_ROUTING, balance=balance)).sum().backward()
-    assert abs(balance.totals[0] - 1) < 1e-6
+    assert abs(balance.losses[0] - 1) < 1e-6
 
 
 @pytest.mark.parametrize("recompute", [None, Recompute(), Recompute(granularity="selective")])
@@ -264,7 +264,7 @@ def test_balance_counts_each_layer_once_and_changes_no_other_gradient(recompute)
     balance = _balanced(0.0, len(tokens_T), len(tokens_T))
     routing = replace(NO_ROUTING, balance=balance)
     _loss(_hidden(decoder, tokens_T, recompute=recompute, routing=routing)).backward()
-    assert len(balance.totals) == len(MIXTURE.layers)
-    assert all(total > 1 for total in balance.totals)
+    assert len(balance.losses) == len(MIXTURE.layers)
+    assert all(loss > 1 for loss in balance.losses)
     for name, gradient in _gradients(decoder).items():
         assert gradient.equal(plain[name]), name

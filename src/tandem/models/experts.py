@@ -21,7 +21,7 @@ from tandem.kernels.experts import (
 from tandem.kernels.swiglu import swiglu
 from tandem.models.part import WHOLE, Part
 from tandem.models.shape import Shape
-from tandem.parallel.collectives import gather
+from tandem.parallel.collectives import gather, sum_
 from tandem.parallel.exchange import exchange, exchange_counts
 
 
@@ -34,9 +34,10 @@ class Balance:
     Transformers", 2021, as Megatron's `--moe-aux-loss-coeff` means it, for each packed row.
     """
 
-    scale: Tensor  # what the loss of one layer is multiplied by, a scalar
+    coef: float  # what the loss is multiplied by before it joins the others
+    share: Tensor  # of this row in the loss of the step, a scalar
     is_real_T: Tensor  # bool, False at padding
-    totals: list[Tensor]  # one loss for each layer, unscaled, as its backward pass comes by
+    losses: list[Tensor]  # written: share x loss of each layer, as its backward pass comes by
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,28 @@ class Experts(nn.Module):
         if mixture.normalises:
             weights_Tk = weights_Tk / weights_Tk.sum(-1, keepdim=True)
         if routing.balance is not None and torch.is_grad_enabled():
-            weights_Tk = _balanced(weights_Tk, probs_TE, experts_Tk, routing.balance)
+            weights_Tk = self._balanced(weights_Tk, probs_TE, experts_Tk, routing.balance)
         return experts_Tk, weights_Tk
+
+    def _balanced(
+        self, weights_Tk: Tensor, probs_TE: Tensor, experts_Tk: Tensor, balance: Balance
+    ) -> Tensor:
+        """The weights themselves, whose backward pass also brings the balance loss.
+
+        Processes that share the row have the counts of all of it and their own tokens' part of the
+        loss: the parts and their gradients add up.
+        """
+        real_T = balance.is_real_T.to(probs_TE.dtype)
+        counts_E = probs_TE.new_zeros(self.mixture.num_experts + 1)  # and of tokens
+        counts_E[:-1].index_add_(
+            0, experts_Tk.flatten(), real_T.repeat_interleave(self.mixture.per_token)
+        )
+        counts_E[-1] = real_T.sum()
+        for axis in (self.mesh.tensor, self.mesh.context):
+            sum_(counts_E, axis)
+        scale = self.mixture.num_experts / self.mixture.per_token * balance.share
+        loss = (real_T @ probs_TE * counts_E[:-1]).sum() * scale / counts_E[-1].clamp_min(1) ** 2
+        return _WithLoss.apply(weights_Tk, loss, balance.coef, balance.losses)
 
     def _computed(self, rows_MD: Tensor, ends_E: Tensor, forgets_swiglu: bool) -> Tensor:
         """The rows of each expert here, through its block."""
@@ -178,29 +199,18 @@ def _by_expert(counts_PE: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     return experts_M.sort(stable=True).indices, counts_PE.sum(0).cumsum(0).int()
 
 
-def _balanced(weights_Tk: Tensor, probs_TE: Tensor, experts_Tk: Tensor, balance: Balance) -> Tensor:
-    """The weights themselves, whose backward pass also brings the balance loss."""
-    real_T = balance.is_real_T.to(probs_TE.dtype)
-    counts_E = probs_TE.new_zeros(probs_TE.shape[1])
-    counts_E.index_add_(0, experts_Tk.flatten(), real_T.repeat_interleave(experts_Tk.shape[1]))
-    num_tokens = real_T.sum().clamp_min(1)
-    share = probs_TE.shape[1] / experts_Tk.shape[1] / num_tokens.square()
-    value = (real_T @ probs_TE * counts_E).sum() * share
-    return _WithLoss.apply(weights_Tk, value, balance.scale, balance.totals)
-
-
 class _WithLoss(torch.autograd.Function):
     """Gives its first argument, and sends a gradient of its own to the second, once for each
     backward pass: a forward pass that is computed again adds nothing."""
 
     @staticmethod
-    def forward(ctx, x, loss, scale, totals):
-        ctx.save_for_backward(loss, scale)
-        ctx.totals = totals
+    def forward(ctx, x, loss, coef, losses):
+        ctx.save_for_backward(loss)
+        ctx.coef, ctx.losses = coef, losses
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx, grad):
-        loss, scale = ctx.saved_tensors
-        ctx.totals.append(loss)
-        return grad, scale.to(loss.dtype).expand_as(loss), None, None
+        (loss,) = ctx.saved_tensors
+        ctx.losses.append(loss)
+        return grad, torch.full_like(loss, ctx.coef), None, None

@@ -45,6 +45,7 @@ def pack(
                         [_left(items[place], weights[place]) for place in row],
                         names,
                         layout.row_multiple,
+                        replays=algo.use_routing_replay,
                     ),
                     denominator=denominator,
                 )
@@ -78,7 +79,14 @@ def scoring_rows(
             members = [items[place] for place in row]
             row_masks = [masks[place] for place in row]
             zeros = [np.zeros(len(mask_T)) for mask_T in row_masks]
-            batch = build_row(members, row_masks, zeros, (), layout.row_multiple)
+            batch = build_row(
+                members,
+                row_masks,
+                zeros,
+                (),
+                layout.row_multiple,
+                replays=algo.use_rollout_routing_replay,
+            )
             rows.append(ScoringRow(batch=batch, samples=row))
     return rows
 

@@ -40,11 +40,14 @@ def build_row(
     weights: Sequence[np.ndarray],
     columns: Iterable[str],
     row_multiple: int,
+    *,
+    replays: bool = False,
 ) -> Batch:
     """The row that holds the items one after the other, then padding as one more sequence.
 
     `masks` and `weights` are `[T]` a sample, about token t, as the columns are. Without items the
-    row is all padding, so that a rank with nothing to do can keep step with the others.
+    row is all padding, so that a rank with nothing to do can keep step with the others. With
+    `replays` it says which experts its tokens shall pass through, as far as samples know.
     """
     lengths = [item.sample.num_tokens for item in items]
     num_tokens = sum(lengths)
@@ -69,6 +72,7 @@ def build_row(
         bounds_S=torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int32)),
         longest=max(sizes),
         engine_logprobs_T=floats(item.sample.logprobs_T for item in items),
+        experts_TLk=_experts(items, padding) if replays else None,
         **shifted,
         num_tokens=num_tokens,
     )
@@ -79,6 +83,21 @@ def unshifted(score_T: np.ndarray, sample: Sample) -> np.ndarray:
     column_T = np.zeros(sample.num_tokens, np.float32)
     column_T[1:] = np.where(sample.sampled_T[1:], score_T[:-1], 0)
     return column_T
+
+
+def _experts(items: Sequence[Item], padding: int) -> torch.Tensor | None:
+    """What the samples passed through, int16 `[T, L, k]`, -1 where nobody knows; not shifted."""
+    known = [item.sample.experts_TLk for item in items if item.sample.experts_TLk is not None]
+    if not known:
+        return None
+    sizes = known[0].shape[1:]
+    parts = [
+        np.full((item.sample.num_tokens, *sizes), -1, np.int16)
+        if item.sample.experts_TLk is None
+        else item.sample.experts_TLk
+        for item in items
+    ]
+    return torch.from_numpy(np.concatenate([*parts, np.full((padding, *sizes), -1, np.int16)]))
 
 
 def _columns_of(group: Group) -> dict[str, tuple[np.ndarray, ...]]:

@@ -10,9 +10,10 @@ from tandem.contracts import Attend
 from tandem.kernels.attention import packed_attention
 from tandem.kernels.head import token_logprobs
 from tandem.models.decoder import Decoder, Recompute
+from tandem.models.experts import NO_ROUTING, Routing
 from tandem.parallel import Axis
 from tandem.parallel.collectives import all_rows
-from tandem.train.context import attention_over, chunks_of, in_row_order, own_tokens
+from tandem.train.context import Chunk, attention_over, chunks_of, in_row_order, own_tokens
 from tandem.types import Batch
 
 
@@ -40,6 +41,11 @@ class Row:
     trained: Tensor  # places of the trained targets
     attend: Attend
     context: Axis
+    chunks: tuple[Chunk, Chunk] | None = None  # of its own; None: it has the whole row
+
+    def own(self, column_T: Tensor) -> Tensor:
+        """This process's entries of a column of the whole row."""
+        return column_T if self.chunks is None else own_tokens(column_T, self.chunks)
 
     def spread(self, scores: Tensor) -> Tensor:
         """The whole row's scores, fp32 `[T]`, of those of this process's trained targets."""
@@ -62,6 +68,7 @@ def row_for(decoder: Decoder, batch: Batch) -> Row:
     moved = to_device(batch, decoder.device)
     mask_T, own = batch.mask_T, [moved.tokens_T, moved.positions_T, moved.targets_T]
     attend: Attend
+    chunks = None
     if context.size == 1:
 
         def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, /) -> Tensor:
@@ -80,18 +87,23 @@ def row_for(decoder: Decoder, batch: Batch) -> Row:
         trained=trained.to(moved.tokens_T.device, non_blocking=True),
         attend=attend,
         context=context,
+        chunks=chunks,
     )
 
 
 def hidden_of(
-    decoder: Decoder, row: Row, recompute: Recompute | None = None, stream: Tensor | None = None
+    decoder: Decoder,
+    row: Row,
+    recompute: Recompute | None = None,
+    stream: Tensor | None = None,
+    routing: Routing = NO_ROUTING,
 ) -> Tensor:
     """What the decoder, or one stage of it, makes of the row's own tokens.
 
     The hidden states `[T, D]` that predict the targets, of a stage without the head the stream.
     `stream` is that of the stage before.
     """
-    return decoder(row.tokens_T, row.positions_T, row.attend, recompute, stream)
+    return decoder(row.tokens_T, row.positions_T, row.attend, recompute, stream, routing)
 
 
 def scores_of(

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from tandem.models.decoder import Decoder, Recompute
 from tandem.parallel.collectives import sum_
 from tandem.train.forward import Row, Scoring, hidden_of, row_for, scores_of
+from tandem.train.routes import Routes
 from tandem.train.timetable import Move, Tick, timetable
 from tandem.types import Batch
 
@@ -61,7 +62,9 @@ class Model:
             parameter.copy_(theirs[name])
 
     @torch.no_grad()
-    def scores(self, batches: Sequence[Batch], how: Scoring) -> list[np.ndarray]:
+    def scores(
+        self, batches: Sequence[Batch], how: Scoring, routes: Routes | None = None
+    ) -> list[np.ndarray]:
         """The log-probs of each batch's targets, `[T]`, on the host of every process."""
         found: dict[int, Tensor] = {}
 
@@ -70,7 +73,7 @@ class Model:
             found[len(found)] = logprobs_T
             return logprobs_T
 
-        self._pass(batches, finish, None, trains=False)
+        self._pass(batches, finish, None, routes, trains=False)
         if self.mesh.pipeline.size > 1:
             # the last stage alone has them
             rows = [
@@ -81,15 +84,27 @@ class Model:
             found = dict(enumerate(joined.split([len(row) for row in rows])))
         return [found[i].cpu().numpy() for i in range(len(batches))]
 
-    def learn(self, batches: Sequence[Batch], finish: Finish, recompute: Recompute | None) -> None:
+    def learn(
+        self,
+        batches: Sequence[Batch],
+        finish: Finish,
+        recompute: Recompute | None,
+        routes: Routes | None = None,
+    ) -> None:
         """Adds the gradients of `finish`, a loss, over all batches to those of the parameters."""
-        self._pass(batches, finish, recompute, trains=True)
+        self._pass(batches, finish, recompute, routes, trains=True)
 
     def _pass(
-        self, batches: Sequence[Batch], finish: Finish, recompute: Recompute | None, *, trains: bool
+        self,
+        batches: Sequence[Batch],
+        finish: Finish,
+        recompute: Recompute | None,
+        routes: Routes | None,
+        *,
+        trains: bool,
     ) -> None:
         axis = self.mesh.pipeline
-        run = _Pass(self, batches, finish, recompute, trains=trains)
+        run = _Pass(self, batches, finish, recompute, routes or Routes(), trains=trains)
         for tick in timetable(axis.size, len(self.parts), len(batches), trains=trains):
             run.make(tick)
         run.end()
@@ -118,9 +133,11 @@ class _Pass:
         batches: Sequence[Batch],
         finish: Finish,
         recompute: Recompute | None,
+        routes: Routes,
         *,
         trains: bool,
     ) -> None:
+        self._routes = routes
         self._model, self._batches, self._finish = model, batches, finish
         self._recompute, self._trains = recompute, trains
         self._axis = model.mesh.pipeline
@@ -166,7 +183,8 @@ class _Pass:
         if self._trains and stream is not None:
             stream.requires_grad_()
         row = row_for(part, self._batches[move.row])
-        out = hidden_of(part, row, self._recompute, stream)
+        routing = self._routes.of(move.row, part, row)
+        out = hidden_of(part, row, self._recompute, stream, routing)
         is_last = move.stage == self._num_stages - 1
         if is_last:
             out = self._finish(part, row, out)

@@ -113,6 +113,8 @@ class AlgoConfig:
     """Replay the experts of the log-prob pass in the training pass."""
     use_rollout_routing_replay: bool = False
     """Replay the engine's experts in training; turns the former on."""
+    moe_aux_loss_coeff: float = 0.0
+    """Weight of the loss that keeps experts equally busy, for each packed row; 0: there is none."""
     keep_old_actor: bool = False
     """Keep the previous policy's weights to compute old log-probs with."""
     num_critic_only_steps: int = 0
