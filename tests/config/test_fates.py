@@ -159,6 +159,51 @@ def test_width_of_dense_layers_is_not_compared_where_all_are_experts():
     assert list(mismatches({"--ffn-hidden-size": 5}, QWEN3_4B | {"num_experts": 8})) == []
 
 
+QWEN3_30B_A3B = QWEN3_4B | {
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 6,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [0],
+    "decoder_sparse_step": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("flag", "right", "wrong"),
+    [
+        ("--num-experts", 128, 64),
+        ("--moe-ffn-hidden-size", 768, 512),
+        ("--moe-router-topk", 8, 2),
+        ("--moe-router-score-function", "softmax", "sigmoid"),
+        ("--moe-layer-freq", "[0]*1+[1]*5", "1"),
+        ("--moe-layer-freq", "[0,1,1,1,1,1]", "([0]*2+[1]*4)"),
+        ("--moe-layer-freq", "[0]+[1]*5", "every other"),
+    ],
+)
+def test_experts_are_compared_with_the_checkpoint(flag, right, wrong):
+    assert list(mismatches({flag: right}, QWEN3_30B_A3B)) == []
+    assert [line.split()[0] for line in mismatches({flag: wrong}, QWEN3_30B_A3B)] == [flag]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--moe-router-pre-softmax", "--moe-router-enable-expert-bias", "--moe-shared-expert-gate"],
+)
+def test_what_routers_do_is_compared_with_the_checkpoint(flag):
+    assert [line.split()[0] for line in mismatches({flag: True}, QWEN3_30B_A3B)] == [flag]
+    other = QWEN3_30B_A3B | {"norm_topk_prob": False, "model_type": "qwen2_moe"}
+    is_other = flag != "--moe-router-enable-expert-bias"
+    assert (list(mismatches({flag: True}, other)) == []) is is_other
+
+
+def test_a_dense_checkpoint_has_no_experts():
+    (said,) = mismatches({"--num-experts": 8, "--moe-layer-freq": "1"}, QWEN3_4B)
+    assert "num_experts = 0" in said
+
+
 def test_without_model_flags_nothing_is_compared():
     assert list(mismatches({}, QWEN3_4B | {"tie_word_embeddings": False})) == []
 
@@ -170,5 +215,5 @@ def test_a_value_that_would_change_something_is_refused(read):
 
 
 def test_flags_that_share_a_reason_are_said_in_one_line(read):
-    _, failures = read("--num-experts 8 --moe-router-topk 2")
-    assert failures == ("--num-experts 8, --moe-router-topk 2: not yet: mixture of experts",)
+    _, failures = read("--q-lora-rank 8 --kv-lora-rank 2")
+    assert failures == ("--q-lora-rank 8, --kv-lora-rank 2: not yet: latent attention",)

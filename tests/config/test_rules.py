@@ -55,6 +55,16 @@ def refusals(read):
         ("--eps-clip-c 1", "--eps-clip-c 1.0: wanted a number above 1"),
         ("--advantage-estimator reinforce_plus_plus", "needs --normalize-advantages"),
         ("--use-rollout-logprobs --use-tis", "exclude each other"),
+        ("--use-routing-replay --keep-old-actor", "exclude each other"),
+        (
+            "--use-rollout-routing-replay --custom-generate-function-path a.b",
+            "--use-rollout-routing-replay beside --custom-generate-function-path: not yet",
+        ),
+        (
+            "--moe-aux-loss-coeff 0.1 --moe-router-load-balancing-type seq_aux_loss",
+            "seq_aux_loss: not yet",
+        ),
+        ("--moe-aux-loss-coeff -1", "--moe-aux-loss-coeff -1.0: wanted 0 or more"),
         ("--loss-type custom_loss", "needs --custom-loss-function-path"),
         ("--use-opd", "--use-opd needs --opd-type"),
         ("--use-opd --opd-type megatron", "needs --opd-teacher-load"),
@@ -92,7 +102,6 @@ def test_what_cannot_work_is_refused(line, wanted, refusals):
 @pytest.mark.parametrize(
     "line",
     [
-        "--use-routing-replay",
         "--rollout-top-p 0.9",
         "--rollout-engine sglang",
         "--runtime ray",

@@ -127,6 +127,8 @@ def _algorithm(cfg: Config) -> Iterator[tuple[str, str]]:
             yield "gamma", f"{name} does not discount"
     if name in ("grpo", "gspo", "cispo") and algo.kl_coef != 0:
         yield "kl_coef", f"{name} takes no KL off the reward, it is only reported (--use-kl-loss)"
+    if not algo.moe_aux_loss_coeff:
+        yield "moe_router_load_balancing_type", "--moe-aux-loss-coeff is 0"
     if not algo.has_reference:
         yield "kl_loss_type ref_update_interval", "there is no KL term, so no reference"
     is_corrected = algo.use_tis or algo.use_rs or algo.get_mismatch_metrics

@@ -115,7 +115,6 @@ ROWS = (
     # --- data
     Row("multimodal_keys", "images and other media", LEAVE_OUT),
     # --- algorithms
-    Row("use_routing_replay use_rollout_routing_replay", "mixture of experts", LEAVE_OUT),
     # --- optimizer and memory
     Row(
         "optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer",
@@ -129,21 +128,6 @@ ROWS = (
 )
 
 OLD_FLAGS = (
-    (
-        "mixture of experts",
-        "one",
-        "--num-experts --moe-ffn-hidden-size --moe-router-topk --moe-router-score-function "
-        "--moe-router-load-balancing-type --moe-router-bias-update-rate "
-        "--moe-router-topk-scaling-factor --moe-router-num-groups --moe-router-group-topk "
-        "--moe-layer-freq --moe-shared-expert-intermediate-size --moe-token-drop-policy "
-        "--moe-token-dispatcher-type --moe-router-dtype --moe-aux-loss-coeff",
-    ),
-    (
-        "mixture of experts",
-        "nothing",
-        "--moe-router-pre-softmax --moe-router-enable-expert-bias --moe-shared-expert-gate "
-        "--moe-enable-deepep --moe-permute-fusion --moe-grouped-gemm",
-    ),
     ("latent attention", "nothing", "--multi-latent-attention --freeze-indexer"),
     (
         "latent attention",

@@ -82,7 +82,7 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
     ("reward", "reward_timeout_s", is_above_zero, "more than 0 seconds"),
     ("eval", "eval_interval eval_max_prompt_len", is_positive, "1 or more"),
     ("algo", "eps_clip eps_clip_high value_clip", is_above_zero, "more than 0"),
-    ("algo", "kl_coef kl_loss_coef", is_not_negative, "0 or more"),
+    ("algo", "kl_coef kl_loss_coef moe_aux_loss_coeff", is_not_negative, "0 or more"),
     ("algo", "gamma lambd", is_closed_share, "0 to 1"),
     ("algo", "ref_update_interval overlong_max_len", is_positive, "1 or more"),
     (

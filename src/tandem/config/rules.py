@@ -167,6 +167,34 @@ def _distillation(cfg: Config) -> Iterator[str]:
         yield "--opd-teacher-load needs --use-opd"
 
 
+def _experts(cfg: Config) -> Iterator[str]:
+    algo, rollout = cfg.algo, cfg.rollout
+    if algo.moe_router_load_balancing_type == "seq_aux_loss" and algo.moe_aux_loss_coeff:
+        yield (
+            "--moe-router-load-balancing-type seq_aux_loss: "
+            f"{not_yet.said('a balance loss for each sequence')}; set aux_loss, which is for each "
+            "packed row, or --moe-aux-loss-coeff 0"
+        )
+    if not algo.use_rollout_routing_replay:
+        if algo.use_routing_replay and algo.keep_old_actor:
+            yield (
+                "--use-routing-replay and --keep-old-actor exclude each other: the old log-probs "
+                "come of several models, whose experts differ; leave one out"
+            )
+        return
+    for flag, is_set in (
+        ("--rollout-engine sglang", cfg.engine.rollout_engine == "sglang"),
+        ("--rollout-function-path", rollout.rollout_function_path),
+        ("--custom-generate-function-path", rollout.custom_generate_function_path),
+    ):
+        if is_set:
+            yield (
+                f"--use-rollout-routing-replay beside {flag}: "
+                f"{not_yet.said('experts recorded there')}; use --use-routing-replay, which "
+                "records those of the old log-probs"
+            )
+
+
 def _evaluation(cfg: Config) -> Iterator[str]:
     if not cfg.eval.eval_sets:
         if cfg.eval.eval_interval is not None:
@@ -329,6 +357,7 @@ RULES = (
     _batches,
     _rewards,
     _algorithm,
+    _experts,
     _evaluation,
     _optimizer,
     _checkpoints,

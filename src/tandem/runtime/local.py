@@ -103,6 +103,13 @@ def build_engine(
     if cfg.debug.debug_train_only:
         return None
     shape, tokenizer = known.opened.shape, known.opened.tokenizer
-    engine = TorchEngine(decoder, tokenizer, cfg.engine, device, shape.eos_token_ids)
+    engine = TorchEngine(
+        decoder,
+        tokenizer,
+        cfg.engine,
+        device,
+        shape.eos_token_ids,
+        records_experts=cfg.algo.use_rollout_routing_replay,
+    )
     stack.callback(engine.close)
     return engine

@@ -287,9 +287,9 @@ class LocalTrainer:
         """
         totals: dict[str, Tensor] = {}
         finish = loss_into(totals, self._learning, self._correction_scale(batches))
-        routes = Routes(balance_coef=self._learning.algo.moe_aux_loss_coeff)
+        routes = Routes(balance_coef=self._learning.algo.balance_coef)
         self._model.learn(batches, finish, self._learning.recompute, routes)
-        if self._learning.algo.moe_aux_loss_coeff:
+        if self._learning.algo.balance_coef:
             totals["load_balancing_loss"] = routes.balance_loss(self._model.parts[0])
         return totals
 

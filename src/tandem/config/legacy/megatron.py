@@ -104,6 +104,40 @@ FLAGS: tuple[OldFlag, ...] = (
         takes="one",
         flags="--log-interval --eval-iters",
     ),
+    # --- experts
+    *rows(
+        NoEffect("rows of experts always meet in one grouped product, where there is one"),
+        takes="nothing",
+        flags="--moe-grouped-gemm --moe-permute-fusion --moe-enable-deepep",
+    ),
+    *rows(
+        NoEffect(
+            "tokens always go straight to where their experts are",
+            only=("alltoall", "allgather", "flex"),
+            otherwise="tokens always go straight to where their experts are (alltoall)",
+        ),
+        takes="one",
+        flags="--moe-token-dispatcher-type",
+    ),
+    *rows(
+        NoEffect(
+            "routers always compute in fp32",
+            only=("fp32",),
+            otherwise="routers always compute in fp32; set that",
+        ),
+        takes="one",
+        flags="--moe-router-dtype",
+    ),
+    *rows(NoEffect("no token is ever dropped"), takes="one", flags="--moe-token-drop-policy"),
+    *rows(
+        NoEffect(
+            "the biases of routers stay as the checkpoint has them",
+            only=("0", "0.0", "0."),
+            otherwise="the biases of routers stay as the checkpoint has them; set 0",
+        ),
+        takes="one",
+        flags="--moe-router-bias-update-rate",
+    ),
     # --- never
     OldFlag("--fp16", "nothing", Refused("fp16 overflows in long rollouts; use --dtype bf16")),
     OldFlag(

@@ -1,5 +1,6 @@
 """Model flags of launch scripts, checked against the checkpoint's config.json."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isclose
@@ -55,6 +56,8 @@ def mismatches(expected: Mapping[str, Any], hf_config: Mapping[str, Any]) -> Ite
         else:
             continue
         actual = shape.read(hf_config)
+        if shape.flag == LAYERS and actual is not UNKNOWN:
+            wanted = _pattern(wanted, len(actual)) or wanted
         if actual is UNKNOWN or _is_same(wanted, actual):
             continue
         told = shape.flag if wanted is True else f"{shape.flag} {wanted}"
@@ -82,7 +85,7 @@ def _key(*names: str) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _feed_forward(hf: Mapping[str, Any]) -> Any:
-    if _key("num_experts", "n_routed_experts", "num_local_experts")(hf) is not UNKNOWN:
+    if _num_experts(hf) is not UNKNOWN:
         return UNKNOWN  # no dense layer need have this width
     return _key("intermediate_size")(hf)
 
@@ -150,7 +153,72 @@ def _rotary_share(hf: Mapping[str, Any]) -> Any:
     return 1.0 if share is UNKNOWN else share
 
 
+_num_experts = _key("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def _num_experts_or_none(hf: Mapping[str, Any]) -> Any:
+    is_dense = hf.get("model_type") in ("llama", "qwen2", "qwen3")
+    return 0 if is_dense and _num_experts(hf) is UNKNOWN else _num_experts(hf)
+
+
+def _score_function(hf: Mapping[str, Any]) -> Any:
+    if _num_experts(hf) is UNKNOWN:
+        return UNKNOWN
+    is_softmax = hf.get("model_type") in ("qwen2_moe", "qwen3_moe")
+    return "softmax" if is_softmax else hf.get("scoring_func", UNKNOWN)
+
+
+def _is_softmax_first(hf: Mapping[str, Any]) -> Any:
+    """Over all experts, so that the weights of those that are taken do not sum to 1."""
+    if _score_function(hf) != "softmax" or "norm_topk_prob" not in hf:
+        return UNKNOWN
+    return not hf["norm_topk_prob"]
+
+
+def _shared_width(hf: Mapping[str, Any]) -> Any:
+    if hf.get("n_shared_experts") is not None:
+        return hf["n_shared_experts"] * hf["moe_intermediate_size"]
+    return _key("shared_expert_intermediate_size")(hf)
+
+
+def _has_shared_gate(hf: Mapping[str, Any]) -> Any:
+    return hf.get("model_type") == "qwen2_moe"
+
+
+def _has_expert_bias(hf: Mapping[str, Any]) -> Any:
+    family = hf.get("model_type")
+    return False if family in ("qwen2_moe", "qwen3_moe") else UNKNOWN
+
+
+def _expert_layers(hf: Mapping[str, Any]) -> Any:
+    """1 for each layer with experts and 0 for each without."""
+    if _num_experts(hf) is UNKNOWN or hf.get("num_hidden_layers") is None:
+        return UNKNOWN
+    if hf.get("first_k_dense_replace") is not None:
+        return tuple(int(i >= hf["first_k_dense_replace"]) for i in range(hf["num_hidden_layers"]))
+    dense, step = hf.get("mlp_only_layers") or (), hf.get("decoder_sparse_step") or 1
+    return tuple(
+        int(i not in dense and (i + 1) % step == 0) for i in range(hf["num_hidden_layers"])
+    )
+
+
+def _pattern(text: str, num_layers: int) -> tuple[int, ...] | None:
+    """Layers with experts as a script says it: `N` (every N-th, from the first on), or lists as in
+    `[0]*3+[1]*45`; None for anything else."""
+    text = text.replace(" ", "")
+    if text.isdecimal() and int(text):
+        return tuple(int(i % int(text) == 0) for i in range(num_layers))
+    found: list[int] = []
+    for part in text.strip("()").split("+"):
+        match = re.fullmatch(r"\(?\[([01](?:,[01])*)\]\)?(?:\*(\d+))?", part)
+        if match is None:
+            return None
+        found += [int(one) for one in match[1].split(",")] * int(match[2] or 1)
+    return tuple(found)
+
+
 UNTIE = "--untie-embeddings-and-output-weights"
+LAYERS = "--moe-layer-freq"
 
 SHAPES = (
     Shape("--num-layers", "int", "num_hidden_layers", _key("num_hidden_layers")),
@@ -171,4 +239,21 @@ SHAPES = (
     Shape("--disable-bias-linear", "switch", "mlp_bias", _has_no_bias),
     Shape("--swiglu", "switch", "hidden_act", _is_gated),
     Shape(UNTIE, "switch", "tie_word_embeddings", _is_untied),
+    Shape("--num-experts", "int", "num_experts", _num_experts_or_none),
+    Shape("--moe-ffn-hidden-size", "int", "moe_intermediate_size", _key("moe_intermediate_size")),
+    Shape("--moe-router-topk", "int", "num_experts_per_tok", _key("num_experts_per_tok")),
+    Shape("--moe-router-score-function", "str", "model_type", _score_function),
+    Shape("--moe-router-pre-softmax", "switch", "norm_topk_prob", _is_softmax_first),
+    Shape("--moe-router-topk-scaling-factor", "float", "routed", _key("routed_scaling_factor")),
+    Shape("--moe-router-num-groups", "int", "n_group", _key("n_group")),
+    Shape("--moe-router-group-topk", "int", "topk_group", _key("topk_group")),
+    Shape("--moe-router-enable-expert-bias", "switch", "model_type", _has_expert_bias),
+    Shape(LAYERS, "str", "mlp_only_layers", _expert_layers),
+    Shape(
+        "--moe-shared-expert-intermediate-size",
+        "int",
+        "shared_expert_intermediate_size",
+        _shared_width,
+    ),
+    Shape("--moe-shared-expert-gate", "switch", "model_type", _has_shared_gate),
 )

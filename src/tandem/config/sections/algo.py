@@ -114,7 +114,9 @@ class AlgoConfig:
     use_rollout_routing_replay: bool = False
     """Replay the engine's experts in training; turns the former on."""
     moe_aux_loss_coeff: float = 0.0
-    """Weight of the loss that keeps experts equally busy, for each packed row; 0: there is none."""
+    """Weight of the loss that keeps experts equally busy; 0: there is none."""
+    moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "none"] = "aux_loss"
+    """Over what that loss is taken: `aux_loss` each packed row, `seq_aux_loss` each sequence."""
     keep_old_actor: bool = False
     """Keep the previous policy's weights to compute old log-probs with."""
     num_critic_only_steps: int = 0
@@ -154,6 +156,11 @@ class AlgoConfig:
     def has_reference(self) -> bool:
         """Whether reference log-probs are needed."""
         return self.use_kl_loss or self.kl_coef != 0
+
+    @property
+    def balance_coef(self) -> float:
+        """Weight of the loss that keeps experts equally busy."""
+        return self.moe_aux_loss_coeff if self.moe_router_load_balancing_type != "none" else 0.0
 
     @property
     def has_critic(self) -> bool:

@@ -34,7 +34,15 @@ class EngineSide:
                 fill(decoder, recipe.found, cfg.debug.seed)
         self.decoder = decoder
         tokenizer, eos = load_tokenizer(folder), recipe.shape.eos_token_ids
-        self._engine = TorchEngine(decoder, tokenizer, cfg.engine, device, eos, version=version)
+        self._engine = TorchEngine(
+            decoder,
+            tokenizer,
+            cfg.engine,
+            device,
+            eos,
+            version=version,
+            records_experts=cfg.algo.use_rollout_routing_replay,
+        )
         self._mailbox = Mailbox(self._engine)
 
     @property
