@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tandem.rollout import Choice, Door, Generator, GroupSampler, RolloutStage, Supply
+from tandem.rollout.custom.generating import CustomGenerator
+from tandem.rollout.custom.switchboard import Switchboard
 from tandem.rollout.settings import Terms
 from tandem.types import Completion, Ending, EngineStats, Prompt, Request, Sampling
 
@@ -146,14 +148,36 @@ def prompt_of(index):
     return Prompt(index=index, tokens_T=tokens_T, text="", content="", label=None)
 
 
-def build_stage(engine, reward, events, *, num_samples=3, choose=None, concurrency=1000, **choice):
-    """A stage over fakes; `choice` are fields of Choice."""
+def build_stage(
+    engine,
+    reward,
+    events,
+    *,
+    num_samples=3,
+    choose=None,
+    concurrency=1000,
+    custom=None,
+    args=None,
+    hooks=(),
+    **choice,
+):
+    """A stage over fakes; `custom` is the path of a generate function that gets `args`, `hooks`
+    those of sample hooks, `choice` are fields of Choice."""
     door = Door(engine, concurrency=concurrency)
     source = Numbers()
     more = {} if choose is None else {"choose": choose}
+    proceed = CustomGenerator(
+        Generator(door, Words()),
+        door,
+        Words(),
+        args,
+        switchboard=Switchboard(engine, door),
+        path=custom,
+        hooks=hooks,
+    )
     return RolloutStage(
         supply=Supply(source, num_samples, **more),
-        groups=GroupSampler(door, Generator(door, Words()), reward),
+        groups=GroupSampler(door, proceed, reward),
         terms=Terms(sampling=Sampling(max_new_tokens=1000), seed=7),
         choice=Choice(**{"batch_size": 4, "fetch_size": 4, **choice}),
         events=events,
