@@ -20,6 +20,7 @@ NEEDS = (
     ("opd_kl_coef", "use_opd"),
     ("recompute_method recompute_num_layers", "recompute_granularity"),
     ("no_save_optim", "save"),
+    ("exp_avg_dtype exp_avg_sq_dtype", "use_precision_aware_optimizer"),
     ("ci_disable_kl_checker ci_train_rollout_logprob_abs_diff_threshold", "ci_test"),
     ("mask_offpolicy_in_partial_rollout buffer_filter_path", "partial_rollout"),
     ("apply_chat_template_kwargs", "apply_chat_template"),
@@ -106,6 +107,10 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
     if cfg.sync.update_weight_mode == "full":
         yield "update_weight_delta_encoding update_weight_delta_checksum", "all weights are updated"
     yield "check_weight_update_equal", "every weight update is compared anyway"
+    yield (
+        "overlap_cpu_optimizer_d2h_h2d",
+        "the copies of --optimizer-cpu-offload always overlap with the update",
+    )
     yield "attention_backend", "the fastest kernel that runs here is always taken"
     yield "model_name", "the family is the model_type of the checkpoint, read once"
     yield (

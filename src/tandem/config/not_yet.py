@@ -115,13 +115,6 @@ ROWS = (
     # --- data
     Row("multimodal_keys", "images and other media", LEAVE_OUT),
     # --- algorithms
-    # --- optimizer and memory
-    Row(
-        "optimizer_cpu_offload overlap_cpu_optimizer_d2h_h2d use_precision_aware_optimizer",
-        "optimizer state outside fp32 device memory",
-        LEAVE_OUT,
-    ),
-    Row("only_train_params_name_list freeze_params_name_list", "frozen parameters", LEAVE_OUT),
     # --- checkpoints
     Row("async_save", "saving while training goes on", LEAVE_OUT),
     Row("save_hf", "saving in Hugging Face form", "use tandem convert on a saved checkpoint"),

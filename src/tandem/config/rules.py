@@ -234,6 +234,17 @@ def _optimizer(cfg: Config) -> Iterator[str]:
         yield "--only-train-params-name-list and --freeze-params-name-list exclude each other"
     if optim.use_stateless_adam and not cfg.checkpoint.no_save_optim:
         yield "--use-stateless-adam needs --no-save-optim: there is no optimizer state to save"
+    is_low = {optim.exp_avg_dtype, optim.exp_avg_sq_dtype} != {"fp32"}
+    if is_low and not optim.use_precision_aware_optimizer:
+        yield (
+            "--exp-avg-dtype and --exp-avg-sq-dtype other than fp32 need "
+            "--use-precision-aware-optimizer"
+        )
+    if cfg.algo.lora_rank and (optim.only_train_params_name_list or optim.freeze_params_name_list):
+        yield (
+            "--lora-rank trains adapters alone: choose their matrices with --lora-target-modules "
+            "and leave out --only-train-params-name-list and --freeze-params-name-list"
+        )
 
 
 def _checkpoints(cfg: Config) -> Iterator[str]:
