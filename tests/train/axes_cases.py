@@ -89,7 +89,17 @@ TASKS = {
     ),
 }
 EXPERTS = {
-    "experts": Task(algo=FULL, batch=DYNAMIC, shape={"family": "qwen3_moe", "mixture": MIXTURE}),
+    "experts": Task(
+        algo=FULL | {"use_routing_replay": True},
+        batch=DYNAMIC,
+        shape={"family": "qwen3_moe", "mixture": MIXTURE},
+    ),
+    # experts are balanced within rows, which have one sample each wherever they are
+    "balanced experts": Task(
+        algo=FULL | {"moe_aux_loss_coeff": 0.1},
+        batch={"micro_batch_size": 1},
+        shape={"family": "qwen3_moe", "mixture": MIXTURE},
+    ),
 }
 """What is learned where a place says how experts are divided; elsewhere it is `TASKS`."""
 

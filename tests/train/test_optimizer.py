@@ -11,6 +11,7 @@ from tandem.train.optimizer import global_norm
 torch.set_num_threads(1)
 
 CFG = OptimConfig(weight_decay=0.1, adam_beta1=0.9, adam_beta2=0.98, clip_grad=1.0)
+FULL = {"exp_avg_dtype": "fp32", "exp_avg_sq_dtype": "fp32"}
 SHAPES = {"matrix": (3, 4), "table": (5, 2), "norm": (4,)}
 
 
@@ -208,3 +209,31 @@ def test_the_norm_is_over_all_tensors_together():
     grads = gradients(0)
     exact = math.sqrt(sum(x * x for g in grads.values() for x in g.double().flatten().tolist()))
     assert global_norm(grads.values()).item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_in_host_memory_changes_no_bit(dtype):
+    plain, hosted = parameters(dtype), parameters(dtype)
+    here = AdamW(plain.items(), CFG)
+    there = AdamW(hosted.items(), replace(CFG, optimizer_cpu_offload=True))
+    for seed in range(3):
+        feed(plain, gradients(seed))
+        feed(hosted, gradients(seed))
+        assert torch.equal(here.step(1e-2), there.step(1e-2))
+    assert all(torch.equal(plain[name], hosted[name]) for name in SHAPES)
+
+
+def test_moments_in_bf16_take_half_and_stay_near():
+    exact, rounded = parameters(), parameters()
+    low = replace(CFG, exp_avg_dtype="bf16", exp_avg_sq_dtype="bf16", adam_beta2=0.95)
+    one, two = AdamW(exact.items(), replace(low, **FULL)), AdamW(rounded.items(), low)
+    for seed in range(5):
+        feed(exact, gradients(seed))
+        feed(rounded, gradients(seed))
+        one.step(1e-2)
+        two.step(1e-2)
+    moments = [t for name, t in two.tensors().items() if "exp_avg" in name]
+    assert len(moments) == 2 * len(SHAPES) and {t.dtype for t in moments} == {torch.bfloat16}
+    for name in SHAPES:
+        gap = (exact[name] - rounded[name]).abs().max().item()
+        assert 0 < gap < 5e-2 * 1e-2 * 5, "a few percent of the way that five steps went"

@@ -37,6 +37,17 @@ def splits(cfg: Config) -> Iterator[str]:
             "--sequence-parallel: else every tensor rank would send the same tokens to the experts"
         )
     yield from _stages(parallel)
+    if cfg.algo.has_critic and pipeline > 1:
+        yield (
+            f"--advantage-estimator {cfg.algo.advantage_estimator} has a critic, which is not "
+            "divided into stages; set --pipeline-model-parallel-size 1"
+        )
+    if cfg.algo.lora_rank and max(tensor, pipeline, expert) > 1:
+        yield (
+            "--lora-rank trains adapters of whole matrices; set --tensor-model-parallel-size, "
+            "--pipeline-model-parallel-size and --expert-model-parallel-size 1, and divide rows "
+            "with --context-parallel-size"
+        )
 
 
 def _stages(parallel: ParallelConfig) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """AdamW with fp32 master weights and moments, one fused pass a step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ FIRST_MOMENT = "optimizer.exp_avg."
 SECOND_MOMENT = "optimizer.exp_avg_sq."
 STEP = "optimizer.step"
 NORM_EPSILON = 1e-6
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class AdamW:
@@ -51,8 +52,8 @@ class AdamW:
             if parameter.dtype != torch.float32:
                 parameter.register_post_accumulate_grad_hook(self._summing(name))
         kept = {} if cfg.use_stateless_adam else self._masters
-        self._first = {name: self._zeros(master) for name, master in kept.items()}
-        self._second = {name: self._zeros(master) for name, master in kept.items()}
+        self._first = {n: zeros_like(m, DTYPES[cfg.exp_avg_dtype]) for n, m in kept.items()}
+        self._second = {n: zeros_like(m, DTYPES[cfg.exp_avg_sq_dtype]) for n, m in kept.items()}
         device = next(iter(self._masters.values())).device
         self._step = torch.zeros((), dtype=torch.float32, device=device)
         # Megatron's rule: norms and biases are not decayed
@@ -70,7 +71,6 @@ class AdamW:
         """
         gradients = self._reduced()
         norm = self._norm(gradients)
-        gradients = self._at_home(gradients)
         is_bad = (~norm.isfinite()).float()
         scale = torch.ones_like(norm)
         if self._cfg.clip_grad > 0:
@@ -79,10 +79,10 @@ class AdamW:
         if self._cfg.use_stateless_adam:
             self._step.zero_()
         self._step += 1
-        for names, decay in ((self._decayed, self._cfg.weight_decay), (self._plain, 0.0)):
-            names = [name for name in names if self._masters[name].numel()]
-            for part in filter(None, self._parts(names)):
-                self._update(part, gradients, lr, decay, scale, is_bad)
+        for names, decay, own in self._at_home(self._parts(), gradients):
+            self._update(names, own, lr, decay, scale, is_bad)
+            if self._cfg.optimizer_cpu_offload:
+                self._write_home(names)
         self._step -= is_bad
         self._write_back()
         self.drop_gradients()
@@ -162,9 +162,6 @@ class AdamW:
             return torch.empty(own.shape, dtype=torch.float32, pin_memory=True).copy_(own)
         return own if own.dtype == torch.float32 else own.float()
 
-    def _zeros(self, master: Tensor) -> Tensor:
-        return torch.zeros(master.shape, device=master.device, pin_memory=master.is_pinned())
-
     def _reduced(self) -> dict[str, Tensor]:
         """This process's rows of the fp32 gradients of the whole step."""
         gradients: dict[str, Tensor] = {}
@@ -192,18 +189,41 @@ class AdamW:
             total = torch.stack(torch._foreach_norm(counted)).double().square().sum()
         return sum_(total, self._world).sqrt().float()
 
-    def _at_home(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients where the masters lie; copies to the host are queued, then waited for."""
-        if not self._cfg.optimizer_cpu_offload:
-            return gradients
-        moved = {name: g.to("cpu", non_blocking=True) for name, g in gradients.items()}
-        if any(g.is_cuda for g in gradients.values()):
-            torch.cuda.synchronize()
-        return moved
+    def _parts(self) -> Iterator[tuple[list[str], float]]:
+        """What is updated together, and its decay: all, or one by one where that saves memory."""
+        cfg = self._cfg
+        is_low = {cfg.exp_avg_dtype, cfg.exp_avg_sq_dtype} != {"fp32"}
+        is_one_by_one = cfg.use_stateless_adam or cfg.optimizer_cpu_offload or is_low
+        for names, decay in ((self._decayed, cfg.weight_decay), (self._plain, 0.0)):
+            names = [name for name in names if self._masters[name].numel()]
+            for part in [[name] for name in names] if is_one_by_one else [names]:
+                if part:
+                    yield part, decay
 
-    def _parts(self, names: list[str]) -> list[list[str]]:
-        """What is updated together: without a state, moments live for one tensor at a time."""
-        return [[name] for name in names] if self._cfg.use_stateless_adam else [names]
+    def _at_home(
+        self, parts: Iterable[tuple[list[str], float]], gradients: dict[str, Tensor]
+    ) -> Iterator[tuple[list[str], float, dict[str, Tensor]]]:
+        """Each part with its gradients where the masters lie.
+
+        A part's copies to the host run while the one before it is updated.
+        """
+        waiting: tuple[list[str], float, dict[str, Tensor], torch.cuda.Event] | None = None
+        for names, decay in parts:
+            own = {name: gradients.pop(name) for name in names}
+            if not (self._cfg.optimizer_cpu_offload and own[names[0]].is_cuda):
+                yield names, decay, own
+                continue
+            # copies that are not waited for go to pinned memory
+            moved = {name: g.to("cpu", non_blocking=True) for name, g in own.items()}
+            arrived = torch.cuda.Event()
+            arrived.record()
+            if waiting is not None:
+                waiting[3].synchronize()
+                yield waiting[:3]
+            waiting = (names, decay, moved, arrived)
+        if waiting is not None:
+            waiting[3].synchronize()
+            yield waiting[:3]
 
     def _update(
         self,
@@ -219,8 +239,9 @@ class AdamW:
         if self._cfg.use_stateless_adam:
             first, second = ([torch.zeros_like(master) for master in masters] for _ in range(2))
         else:
-            first = [self._first[name] for name in names]
-            second = [self._second[name] for name in names]
+            # .float() of an fp32 moment is that moment
+            first = [self._first[name].float() for name in names]
+            second = [self._second[name].float() for name in names]
         torch._fused_adamw_(
             masters,
             [gradients[name] for name in names],
@@ -238,16 +259,35 @@ class AdamW:
             grad_scale=scale,
             found_inf=is_bad,
         )
+        if not self._cfg.use_stateless_adam:
+            for name, new_first, new_second in zip(names, first, second, strict=True):
+                for kept, new in ((self._first[name], new_first), (self._second[name], new_second)):
+                    if kept is not new:
+                        kept.copy_(new)
+
+    def _write_home(self, names: Iterable[str]) -> None:
+        """Queues the copies of masters in host memory back to the device."""
+        for name in names:
+            own, master = self._own[name], self._masters[name]
+            if master is not own:
+                own.copy_(master.to(own.device, non_blocking=True))
 
     def _write_back(self) -> None:
         """Puts the masters into the parameters, on every process that holds them."""
         copied = [name for name, own in self._own.items() if self._masters[name] is not own]
-        if copied:
+        if copied and not self._cfg.optimizer_cpu_offload:
             torch._foreach_copy_(
                 [self._own[name] for name in copied], [self._masters[name] for name in copied]
             )
         for bucket in self._buckets:
             bucket.gather(self._own, self._parameters)
+
+
+def zeros_like(master: Tensor, dtype: torch.dtype) -> Tensor:
+    """A moment of a master, at its side."""
+    return torch.zeros(
+        master.shape, dtype=dtype, device=master.device, pin_memory=master.is_pinned()
+    )
 
 
 def global_norm(gradients: Iterable[Tensor]) -> Tensor:

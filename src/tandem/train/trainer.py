@@ -61,7 +61,7 @@ class LocalTrainer:
         self._critic, self._adapters = beside.critic, beside.adapters
         trained = self._model if self._adapters is None else self._adapters
         self._descent = Descent(
-            trained.named_parameters(),
+            [(name, p) for name, p in trained.named_parameters() if p.requires_grad],
             learning.optim,
             learning.schedule,
             learning.step_size,

@@ -45,7 +45,11 @@ class OptimConfig:
     overlap_cpu_optimizer_d2h_h2d: bool = False
     """Overlap the copies of that."""
     use_precision_aware_optimizer: bool = False
-    """Keep Adam's state in lower precision."""
+    """Keep Adam's moments in the dtypes that the next two flags say."""
+    exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the first moment, with `--use-precision-aware-optimizer`."""
+    exp_avg_sq_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the second moment; bf16 does not see a change below 0.4 %: lower `adam_beta2` with it."""
     only_train_params_name_list: tuple[str, ...] = ()
     """Regular expressions: train matching parameters only."""
     freeze_params_name_list: tuple[str, ...] = ()
