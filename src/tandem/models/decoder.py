@@ -7,7 +7,7 @@ process holds of them is its `Part`; collectives over its axes are where they ar
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +194,21 @@ class Decoder(nn.Module):
         head = self.embed if self.head is None else self.head
         assert head is not None and self.part.is_last, "the head is on the last stage"
         return head.weight
+
+    @property
+    def num_key_heads(self) -> int:
+        """Key heads here."""
+        return self.shape.num_key_heads // self.part.mesh.tensor.size
+
+    def for_sampling(self) -> "Decoder":
+        """The decoder over the same parameters that takes any number of rows: without sequence
+        parallelism, which wants as many on every tensor rank."""
+        if not self.part.splits_rows:
+            return self
+        part = replace(self.part, sequence_parallel=False)
+        whole = Decoder(self.shape, self.dtype, "meta", part)
+        whole.load_state_dict(dict(self.named_parameters()), assign=True)
+        return whole
 
     def forward(
         self,

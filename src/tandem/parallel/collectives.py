@@ -62,6 +62,13 @@ def max_(tensor: Tensor, axis: Axis) -> Tensor:
     return _reduced(tensor, axis, dist.ReduceOp.MAX)
 
 
+def broadcast_(tensor: Tensor, axis: Axis) -> Tensor:
+    """`tensor` itself, now as the first rank has it; no gradient."""
+    if axis.size > 1:
+        dist.broadcast(tensor, src=axis.ranks[0], group=axis.group)
+    return tensor
+
+
 def gather(tensor: Tensor, axis: Axis) -> list[Tensor]:
     """Every rank's `tensor`, in the order of the axis; no gradient."""
     if axis.size == 1:

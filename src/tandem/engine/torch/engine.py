@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +12,15 @@ import torch
 from tandem.checkpoint.names import from_hugging_face, to_hugging_face
 from tandem.config.sections.engine import EngineConfig
 from tandem.engine.torch.core import Core
+from tandem.engine.torch.lockstep import Wire
 from tandem.engine.torch.memory import num_cache_blocks
 from tandem.engine.torch.runner import Runner
+from tandem.engine.torch.sequence import Deliver
 from tandem.engine.torch.stops import Decodes, Stops
 from tandem.errors import CheckpointError, EngineError, SyncError
 from tandem.kernels.digest import digest_all
 from tandem.models.decoder import Decoder
+from tandem.models.part import gather_whole
 from tandem.types import Completion, EngineStats, Request, Weights
 
 log = logging.getLogger(__name__)
@@ -34,6 +39,9 @@ class TorchEngine:
     usable: it only reads the weights, and all else is made anew.
 
     `is_late` is for devices that work while the host goes on: tokens are read one step late.
+
+    Where tensor ranks share the decoder, each has such an engine: the first is asked, and tells the
+    others over its `wire`, see `lockstep`.
     """
 
     def __init__(
@@ -47,13 +55,19 @@ class TorchEngine:
         version: int = 0,
         is_late: bool | None = None,
         records_experts: bool = False,
+        wire: Wire | None = None,
     ) -> None:
         """`records_experts`: completions say which experts every token passed through."""
-        device = torch.device(device)
-        self._decoder = decoder
+        device, part = torch.device(device), decoder.part
+        assert part.is_first and part.is_last, "an engine runs every layer"
+        decoder = decoder.for_sampling()
+        tensor = part.mesh.tensor
+        self._decoder, self._wire = decoder, wire
         self._runner = Runner(
             decoder,
-            num_blocks=num_cache_blocks(cfg, decoder.shape, decoder.dtype, device, records_experts),
+            num_blocks=num_cache_blocks(
+                cfg, decoder.shape, decoder.dtype, device, records_experts, tensor
+            ),
             block_size=cfg.engine_block_size,
             num_slots=cfg.engine_max_running,
             device=device,
@@ -97,9 +111,9 @@ class TorchEngine:
 
         def drop_if_cancelled(future: asyncio.Future[Completion]) -> None:
             if future.cancelled():
-                self._core.abort({request.id})
+                self.drop({request.id})
 
-        self._queue(request, deliver)
+        self.put(request, deliver)
         future.add_done_callback(drop_if_cancelled)
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = loop.create_task(self._pump())
@@ -109,7 +123,7 @@ class TorchEngine:
         """The completions of these requests, in their order, without an event loop."""
         given: list[Completion | Exception | None] = [None] * len(requests)
         for place, request in enumerate(requests):
-            self._queue(request, lambda done, place=place: given.__setitem__(place, done))
+            self.put(request, partial(given.__setitem__, place))
         while self._core.has_work:
             self.step()
         completions = []
@@ -122,10 +136,12 @@ class TorchEngine:
 
     def step(self) -> None:
         """Does one step of all that is live; see the class for what happens when it raises."""
+        self._say("step")
         try:
             self._core.step()
         except Exception as error:
             log.exception("a step of the engine raised; every live request fails")
+            self._note("drop", None)
             self._core.fail(
                 f"a step of the engine raised {type(error).__name__}: {error}. All live requests "
                 "failed with it; the engine is empty and can be used again",
@@ -137,7 +153,12 @@ class TorchEngine:
 
         Tokens of launched work count, so nothing is lost. Ids that are not live are ignored.
         """
-        self._core.abort(None if ids is None else set(ids))
+        self.drop(None if ids is None else set(ids))
+
+    def drop(self, ids: set[str] | None) -> None:
+        """Does what `abort` does, where nobody waits."""
+        self._note("drop", ids)
+        self._core.abort(ids)
 
     def hold(self) -> None:
         """Takes no further step on the event loop until `release`; requests may come and go."""
@@ -156,6 +177,8 @@ class TorchEngine:
         computed by, and `version_C` says for each token which weights chose it.
         """
         self._core.drain()
+        if self._wire is not None:
+            weights = self._wire.share(weights)
         if not weights.is_shared:
             self._copy(weights)
         self._core.version = weights.version
@@ -164,17 +187,20 @@ class TorchEngine:
     def forget(self) -> None:
         """Drops cached prefixes; an idle engine is then as new, so what it computes next depends
         on nothing before."""
+        self._note("forget")
         self._core.forget()
 
     def sleep(self) -> None:
         """Gives the cache's memory back; EngineError while requests are live."""
         if self._core.has_work:
             raise EngineError("the engine cannot sleep while requests are live; abort them first")
+        self._say("sleep")
         self._core.forget()
         self._runner.release()
 
     def wake(self) -> None:
         """Makes the cache again; nothing if it is there."""
+        self._say("wake")
         self._runner.allocate()
 
     def stats(self) -> EngineStats:
@@ -195,11 +221,19 @@ class TorchEngine:
     def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
         """A digest of every tensor it samples with, by Hugging Face name, or as it is stored."""
         named = self._decoder.named_parameters()
-        return digest_all(named if as_stored else to_hugging_face(self._decoder.shape, named))
+        if as_stored:
+            return digest_all(named)
+        self._say("state_digest")
+        shards, mesh = self._decoder.shards(), self._decoder.part.mesh
+        whole = (
+            (name, gather_whole(tensor.detach(), shards[name], mesh)) for name, tensor in named
+        )
+        return digest_all(to_hugging_face(self._decoder.shape, whole))
 
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """The log-prob of each token given those before it, `[T]`, 0 at the first; through the
         paged path, at temperature 1, beside whatever runs."""
+        self._say("canary", tokens_T)
         return self._runner.logprobs(tokens_T)
 
     def close(self) -> None:
@@ -207,6 +241,7 @@ class TorchEngine:
         if self._is_closed:
             return
         self._is_closed = True
+        self._say("close")
         self._core.fail("the engine was closed")
         self._runner.close()
 
@@ -222,29 +257,40 @@ class TorchEngine:
                     await self._may_step.wait()
         except asyncio.CancelledError:
             # the loop is closing, and with it everybody who waits for these
-            self._core.abort(None)
+            self.drop(None)
             raise
 
-    def _queue(self, request: Request, deliver) -> None:
+    def put(self, request: Request, deliver: Deliver) -> None:
+        """Queues a request, whose completion or failure goes to `deliver`; raises EngineError."""
         if self._is_closed:
             raise EngineError(f"request {request.id} came after the engine was closed")
         if not self._runner.is_allocated:
             raise EngineError(f"request {request.id} came while the engine sleeps; wake it first")
         self._core.queue(request, deliver)
+        self._note("put", request)
+
+    def _note(self, name: str, *args: Any) -> None:
+        if self._wire is not None:
+            self._wire.note(name, *args)
+
+    def _say(self, name: str, *args: Any) -> None:
+        if self._wire is not None:
+            self._wire.say(name, *args)
 
     @torch.no_grad()
     def _copy(self, weights: Weights) -> None:
         mine = dict(self._decoder.named_parameters())
-        missing = set(mine)
+        missing, shards = set(mine), self._decoder.shards()
         try:
             for name, tensor in from_hugging_face(self._decoder.shape, weights.named):
-                if name not in mine or mine[name].shape != tensor.shape:
-                    size = tuple(mine[name].shape) if name in mine else "no such tensor"
+                wanted = shards[name].global_shape if name in mine else None
+                if wanted is None or wanted != tuple(tensor.shape):
+                    size = wanted if name in mine else "no such tensor"
                     raise SyncError(
                         f"weight update {weights.version} brought {name} of size "
                         f"{tuple(tensor.shape)}, this engine has {size}; is it the same model?"
                     )
-                mine[name].copy_(tensor)
+                mine[name].copy_(shards[name].of(tensor))
                 missing.discard(name)
         except CheckpointError as error:
             raise SyncError(f"weight update {weights.version}: {error}") from error

@@ -7,6 +7,8 @@ import torch
 from tandem.config.sections.engine import EngineConfig
 from tandem.errors import ResourceError
 from tandem.models.shape import Shape
+from tandem.parallel.collectives import max_
+from tandem.parallel.mesh import ALONE, Axis
 
 CPU_CACHE_BYTES = 1 << 30
 """What the cache takes at most on a CPU, unless `--engine-cache-tokens` says otherwise."""
@@ -15,9 +17,13 @@ DEVICE_FRACTION = 0.85
 """Share of device memory for weights and cache when `--sglang-mem-fraction-static` is unset."""
 
 
-def token_bytes(shape: Shape, dtype: torch.dtype, records_experts: bool = False) -> int:
-    """Bytes of one token's keys and values in all layers, and of its experts if they are kept."""
-    keys_and_values = 2 * shape.num_layers * shape.num_key_heads * shape.head_size * dtype.itemsize
+def token_bytes(
+    shape: Shape, dtype: torch.dtype, records_experts: bool = False, num_ranks: int = 1
+) -> int:
+    """Bytes of one token's keys and values in all layers, of the heads that each of `num_ranks`
+    has, and of its experts if they are kept."""
+    num_heads = shape.num_key_heads // num_ranks
+    keys_and_values = 2 * shape.num_layers * num_heads * shape.head_size * dtype.itemsize
     return keys_and_values + records_experts * 2 * math.prod(expert_sizes(shape))
 
 
@@ -33,14 +39,19 @@ def num_cache_blocks(
     dtype: torch.dtype,
     device: torch.device,
     records_experts: bool = False,
+    axis: Axis = ALONE,
 ) -> int:
-    """The number of blocks that settings and memory give; raises ResourceError if none fits."""
+    """The number of blocks that settings and memory give; raises ResourceError if none fits.
+
+    On an `axis` of several ranks, which share the heads, that which the least memory gives.
+    """
     needed = cfg.engine_max_running * shape.max_positions
-    each = token_bytes(shape, dtype, records_experts)
+    each = token_bytes(shape, dtype, records_experts, axis.size)
     if cfg.engine_cache_tokens is not None:
         tokens = cfg.engine_cache_tokens
     else:
         tokens = min(needed, _cache_bytes(cfg, device) // each)
+        tokens = -int(max_(torch.tensor(-tokens, device=device), axis))
     if tokens < cfg.engine_block_size:
         raise ResourceError(
             f"the engine's cache would hold {tokens} tokens of {each} bytes, "

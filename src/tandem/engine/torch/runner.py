@@ -224,7 +224,13 @@ class Runner:
         logprobs_T = np.zeros(length, dtype=np.float32)
         if length > 1:
             targets = self._tensor(tokens_T[1:])
-            values, _ = token_logprobs(hidden_TD[:-1], self.decoder.head_weight, targets)
+            values, _ = token_logprobs(
+                hidden_TD[:-1],
+                self.decoder.head_weight,
+                targets,
+                axis=self.decoder.part.mesh.tensor,
+                vocab_start=self.decoder.vocab_start,
+            )
             logprobs_T[1:] = values.cpu().numpy()
         return logprobs_T
 
@@ -325,7 +331,7 @@ class Runner:
 
     def _cache_sizes(self, num_blocks: int) -> tuple[int, ...]:
         shape = self.decoder.shape
-        heads = (shape.num_key_heads, shape.head_size)
+        heads = (self.decoder.num_key_heads, shape.head_size)
         return (shape.num_layers, 2, num_blocks, self.block_size, *heads)
 
     def _new_cache(self, num_blocks: int) -> Tensor:
