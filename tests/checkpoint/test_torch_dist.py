@@ -99,11 +99,11 @@ def test_damage_inside_a_file_is_an_error_of_ours(tmp_path):
         torch_dist.load(tmp_path, _empty())
 
 
-def test_a_checkpoint_of_megatron_is_recognised(tmp_path):
+def test_half_a_checkpoint_of_megatron_is_not_complete(tmp_path):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
     (tmp_path / "iter_0000004").mkdir()
     (tmp_path / "iter_0000004" / "common.pt").touch()
-    with pytest.raises(CheckpointError, match="written by Megatron"):
+    with pytest.raises(CheckpointError, match="is not complete"):
         torch_dist.load(tmp_path, {})
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from tandem.checkpoint import torch_dist
+from tandem.checkpoint.folders import refuse_existing
 from tandem.checkpoint.hugging_face import (
     CHUNK_BYTES,
     is_hugging_face,
     read_hugging_face,
     save_hugging_face,
 )
+from tandem.checkpoint.megatron import is_megatron, read_megatron, write_megatron
 from tandem.checkpoint.names import our_shapes, to_hugging_face
 from tandem.checkpoint.torch_dist import MODEL, RELEASE, TRACKER
 from tandem.config.legacy import check_expectations
@@ -53,6 +55,16 @@ def hf_to_torch_dist(
     return torch_dist.save(root, RELEASE, tensors, {"shape": asdict(shape)})
 
 
+def hf_to_megatron(folder: str | Path, root: str | Path) -> Path:
+    """The `release` folder, as Megatron-Core reads it, of the weights of a Hugging Face folder.
+
+    Raises CheckpointError.
+    """
+    shape, root = read_shape(folder), Path(root)
+    refuse_existing(root, force=False, flag="another --save")
+    return write_megatron(read_hugging_face(shape, folder), root, shape)
+
+
 def torch_dist_to_hf(
     folder: str | Path,
     output: str | Path,
@@ -86,7 +98,11 @@ def torch_dist_to_hf(
 
 def convert_command(argv: Sequence[str]) -> int:
     """The exit status of `tandem convert`: to-torch-dist or to-hugging-face, and their flags."""
-    ways = {"to-torch-dist": _to_torch_dist_command, "to-hugging-face": _to_hugging_face_command}
+    ways = {
+        "to-torch-dist": _to_torch_dist_command,
+        "to-megatron": _to_megatron_command,
+        "to-hugging-face": _to_hugging_face_command,
+    }
     parser = argparse.ArgumentParser(
         prog="tandem convert", description="Converts checkpoints, bit for bit.", allow_abbrev=False
     )
@@ -114,6 +130,19 @@ def _to_torch_dist_command(argv: Sequence[str]) -> int:
         _say(f"without effect on a conversion: {', '.join(unused)}")
     written = hf_to_torch_dist(chosen.hf_checkpoint, chosen.save, expected=given.expectations)
     _say(f"wrote {written}; use it as --ref-load {chosen.save}")
+    return 0
+
+
+def _to_megatron_command(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="tandem convert to-megatron",
+        description="Writes a Hugging Face folder as a release of Megatron-Core's torch_dist.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--hf-checkpoint", required=True, help="Hugging Face folder to read")
+    parser.add_argument("--save", required=True, help="root of the checkpoint to write")
+    chosen = parser.parse_args(argv)
+    _say(f"wrote {hf_to_megatron(chosen.hf_checkpoint, chosen.save)}")
     return 0
 
 
@@ -170,6 +199,9 @@ def _from_checkpoint(
     source: Path, shape: Shape, origin: Path, add_missing: bool, *, cuts_vocab: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's tensors by our name. What is there and does not fit is left to the writer."""
+    if is_megatron(source):
+        yield from read_megatron(source, our_shapes(shape))
+        return
     saved = torch_dist.saved_tensors(source)
     ours = [name.removeprefix(MODEL) for name in saved if name.startswith(MODEL)]
     # in the order of the decoder, so that files come out as those of the origin

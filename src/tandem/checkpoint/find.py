@@ -10,12 +10,14 @@ from typing import Literal
 
 from tandem.checkpoint.folders import is_leftover
 from tandem.checkpoint.hugging_face import is_hugging_face
+from tandem.checkpoint.megatron import is_megatron
 from tandem.checkpoint.torch_dist import (
     RELEASE,
     TRACKER,
     Iteration,
     complete_folder,
     complete_iterations,
+    folder_of,
     latest,
 )
 from tandem.errors import CheckpointError
@@ -100,6 +102,12 @@ def _from_load(root: Path, step: int | None, finetune: bool) -> Found:
         )
     kind, iteration, how = found
     is_resume = kind == "torch_dist" and isinstance(iteration, int) and not finetune
+    if is_resume and iteration is not None and is_megatron(folder_of(root, iteration)):
+        raise CheckpointError(
+            f"--load {root} iteration {iteration} was written by Megatron: its weights can be "
+            "taken, its optimizer and its place in the data cannot. Pass --finetune to start a new "
+            "run from the weights"
+        )
     if is_resume:
         message = f"Resuming from {root}, rollout {iteration}{how}"
     else:

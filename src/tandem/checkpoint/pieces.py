@@ -50,6 +50,12 @@ class Piece:
     def is_empty(self) -> bool:
         return self.tensor.numel() == 0
 
+    def fill(self, whole: Tensor) -> None:
+        """Takes its box of the whole tensor, cast to its own dtype."""
+        for dim, (start, size) in enumerate(zip(self.starts, self.tensor.shape, strict=True)):
+            whole = whole.narrow(dim, start, size)
+        self.tensor.copy_(whole)
+
 
 Pieces = Mapping[str, Tensor | Piece]
 """Tensors by name; a plain one is whole, and the same on every process that names it."""
@@ -70,11 +76,14 @@ def as_pieces(tensors: Pieces) -> dict[str, Piece]:
 
 
 class PieceWriter(DefaultSavePlanner):
-    """Writes boxes; one that several processes hold is written by one of them."""
+    """Writes boxes, one that several processes hold once, and objects beside them."""
 
-    def __init__(self, pieces: Mapping[str, Piece]) -> None:
+    def __init__(
+        self, pieces: Mapping[str, Piece], objects: Mapping[str, Any] | None = None
+    ) -> None:
+        """`objects` are pickled; only the first process may name any."""
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._pieces = pieces
+        self._pieces, self._objects = pieces, objects or {}
 
     def create_local_plan(self) -> SavePlan:
         """What this process could write."""
@@ -91,12 +100,17 @@ class PieceWriter(DefaultSavePlanner):
             for name, piece in self._pieces.items()
             if not piece.is_empty
         ]
+        items += [
+            WriteItem(index=MetadataIndex(name), type=WriteItemType.BYTE_IO)
+            for name in self._objects
+        ]
         self.plan = SavePlan(items)
         return self.plan
 
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        """The tensor of a box."""
-        return self._pieces[index.fqn].tensor
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """The tensor of a box, or an object."""
+        piece = self._pieces.get(index.fqn)
+        return self._objects[index.fqn] if piece is None else piece.tensor
 
 
 class PieceReader(DefaultLoadPlanner):

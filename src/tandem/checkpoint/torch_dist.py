@@ -9,7 +9,8 @@
 
 A folder becomes visible by one rename after all of it is on the disk; the tracker file follows.
 `meta.json` is written last: a folder without it, or with a file of another size than it says, is
-not complete and is never loaded.
+not complete and is never loaded. Of a folder that Megatron-Core wrote the weights can be loaded
+(`checkpoint.megatron`).
 """
 
 import json
@@ -30,6 +31,7 @@ from tandem.checkpoint.folders import (
     publish_folder,
     settled,
 )
+from tandem.checkpoint.megatron import is_megatron, read_megatron
 from tandem.checkpoint.names import differences, report
 from tandem.errors import CheckpointError
 
@@ -116,6 +118,9 @@ def load(
     from tandem.checkpoint.pieces import as_pieces
 
     folder = complete_folder(root, latest(root) if iteration is None else iteration)
+    if is_megatron(folder):
+        _load_megatron(folder, as_pieces(tensors), prefix)
+        return {}
     found = {name: size for name, (size, _) in saved_tensors(folder).items()}
     lines = differences(
         {name: size for name, size in found.items() if name.startswith(prefix)},
@@ -170,9 +175,7 @@ def flaw_of(folder: Path) -> str | None:
     if not folder.is_dir():
         return "is not there"
     if not (folder / META).is_file():
-        if (folder / "common.pt").is_file():
-            return "was written by Megatron, whose files are not read yet"
-        return f"is not complete (no {META})"
+        return None if is_megatron(folder) else f"is not complete (no {META})"
     for name, size in _meta(folder)["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -240,6 +243,17 @@ def _start(final: Path) -> Path:
     for name in ("iter_*", RELEASE, TRACKER):
         clear_leftovers(final.parent, name)
     return hidden_folder(final)
+
+
+def _load_megatron(folder: Path, pieces: "Mapping[str, Piece]", prefix: str) -> None:
+    if prefix != MODEL:
+        raise CheckpointError(
+            f"{folder} was written by Megatron, and only its model's weights are read; pass "
+            "--finetune to start a new run from them"
+        )
+    wanted = {name.removeprefix(MODEL): piece.global_shape for name, piece in pieces.items()}
+    for ours, whole in read_megatron(folder, wanted):
+        pieces[MODEL + ours].fill(whole)
 
 
 def _wanted(
