@@ -6,9 +6,8 @@ from pathlib import Path
 
 from tandem.config import not_yet
 from tandem.config.config import Config
-from tandem.config.fields import flag_of
+from tandem.config.overlap import overlapping
 from tandem.config.ranges import is_not_negative, is_positive, is_share, is_top_k, out_of_range
-from tandem.config.sections import SyncConfig
 from tandem.config.splits import splits
 from tandem.errors import ConfigError
 
@@ -267,42 +266,6 @@ def _checkpoints(cfg: Config) -> Iterator[str]:
         yield "--release-train needs --save, from which trainers come back"
 
 
-def _asynchronous(cfg: Config) -> Iterator[str]:
-    sync, rollout, debug = cfg.sync, cfg.rollout, cfg.debug
-    if sync.asynchronous == "off":
-        for name in ("update_weights_interval", "max_staleness"):
-            if name in _said(cfg) and getattr(sync, name) != getattr(SyncConfig(), name):
-                flag = flag_of(name)
-                yield f"{flag} is for asynchronous training; leave it out or start train_async.py"
-        return
-    if cfg.cluster.colocate:
-        yield (
-            "--colocate and asynchronous training exclude each other: who trains and who samples "
-            "would share a device that both use at once; leave --colocate out, or start train.py"
-        )
-    if debug.debug_train_only or debug.debug_rollout_only:
-        yield "half a run cannot be asynchronous; start train.py for it"
-    least = sync.update_weights_interval - 1
-    if sync.max_staleness is not None and sync.max_staleness < least:
-        yield (
-            f"--max-staleness {sync.max_staleness} can never be kept with "
-            f"--update-weights-interval {sync.update_weights_interval}; set at least {least}"
-        )
-    if sync.asynchronous != "full":
-        return
-    for flag, is_set in (
-        ("--rollout-function-path", rollout.rollout_function_path),
-        ("--partial-rollout", rollout.partial_rollout),
-        ("--mask-offpolicy-in-partial-rollout", rollout.mask_offpolicy_in_partial_rollout),
-        ("--loss-type sft_loss", cfg.algo.loss_type == "sft_loss"),
-    ):
-        if is_set:
-            yield (
-                f"--asynchronous full samples without end, so there is no place for {flag}; "
-                "leave it out, or set --asynchronous one-step"
-            )
-
-
 def _debugging(cfg: Config) -> Iterator[str]:
     debug = cfg.debug
     if debug.debug_rollout_only and debug.debug_train_only:
@@ -373,6 +336,6 @@ RULES = (
     _optimizer,
     _checkpoints,
     splits,
-    _asynchronous,
+    overlapping,
     _debugging,
 )
