@@ -5,8 +5,9 @@ from functools import partial
 import torch
 
 from tandem.algo import NO_HOOKS, Hooks
-from tandem.config import BatchConfig, Config, OptimConfig, ParallelConfig
+from tandem.config import AlgoConfig, BatchConfig, Config, OptimConfig, ParallelConfig
 from tandem.config.roles import optim_of
+from tandem.errors import ConfigError
 from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder, Recompute
 from tandem.models.part import parts_of
@@ -41,6 +42,7 @@ def build_trainer(
     parts = [decoder] if isinstance(decoder, Decoder) else decoder
     first = parts[0]
     freeze(parts, optim)
+    _check_experts(cfg.algo, first.shape)
     learning = Learning(
         algo=cfg.algo,
         batch=cfg.batch,
@@ -94,6 +96,17 @@ def recompute_of(cfg: ParallelConfig, num_layers: int) -> Recompute | None:
         method=cfg.recompute_method or "uniform",
         num_layers=min(cfg.recompute_num_layers or 1, num_layers),
     )
+
+
+def _check_experts(algo: AlgoConfig, shape: Shape) -> None:
+    """Passes if the model has the experts that settings speak of; else ConfigError."""
+    told = {
+        "--use-routing-replay": algo.use_routing_replay,
+        f"--moe-aux-loss-coeff {algo.moe_aux_loss_coeff}": algo.moe_aux_loss_coeff,
+    }
+    failures = [f"{flag}: this model has no experts; leave it out" for flag in told if told[flag]]
+    if failures and shape.mixture is None:
+        raise ConfigError(failures)
 
 
 def _critic(cfg: Config, policy: Decoder, num_rollout: int) -> Critic | None:
