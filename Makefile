@@ -13,14 +13,15 @@ PYTHON ?= $(shell for name in python3.12 python3.11 python3; do \
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+SGLANG := $(CURDIR)/.sglang
 READY := $(VENV)/.ready
 # pages are laid out by hand, their code too
 FORMAT := $(RUN) -m ruff format --extend-exclude '*.md'
 
-.PHONY: help setup test lint format quickstart bench clean distclean
+.PHONY: help setup test test-sglang lint format quickstart bench clean distclean
 
 help:  ## lists the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## makes .venv with everything that tests and examples need
 
@@ -32,6 +33,10 @@ $(READY): pyproject.toml constraints.txt
 
 test: lint  ## checks style and types, then runs every test
 	$(RUN) -m pytest
+
+test-sglang: $(READY)  ## tests against the stock SGLang server, on the CPU; installs it in .sglang
+	$(RUN) tests/sglang/install_cpu.py $(SGLANG)
+	TANDEM_SGLANG_PYTHON=$(SGLANG)/python $(RUN) -m pytest tests/sglang/real_server.py
 
 lint: $(READY)  ## ruff and mypy
 	$(RUN) -m ruff check .
@@ -54,5 +59,5 @@ clean:  ## removes caches and build output (runs and .venv stay)
 	find src tests examples benchmarks tools scripts -name __pycache__ -type d -prune \
 		-exec rm -rf {} + 2>/dev/null || true
 
-distclean: clean  ## removes .venv too
-	rm -rf $(VENV)
+distclean: clean  ## removes .venv and .sglang too
+	rm -rf $(VENV) $(SGLANG)

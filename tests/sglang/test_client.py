@@ -139,7 +139,7 @@ async def test_new_weights_cut_a_request_in_parts_that_join(one, ways):
 
 
 async def test_a_request_that_waits_for_new_weights_can_be_aborted(one, ways):
-    state, engine = one
+    _, engine = one
     engine.fleet.line.run(engine.fleet.gate.change(is_open=False))
     future = engine.add(ways.request())
     await until(lambda: engine.stats().num_waiting == 1)

@@ -60,7 +60,7 @@ def test_published_weights_arrive_in_full_and_under_their_version(one, ways):
 def test_weights_that_a_server_refuses_end_all_sampling(one, ways):
     state, engine = one
     state.update_fails = True
-    with pytest.raises(SyncError, match="weight update 1 failed.*no such tensor"):
+    with pytest.raises(SyncError, match=r"weight update 1 failed.*no such tensor"):
         engine.update(ways.weights(1))
 
     async def ask():
