@@ -81,3 +81,13 @@ def start_python(*words: str) -> subprocess.CompletedProcess[str]:
 def run_script():
     """Runs Python on a file and words; gives the finished process, however it ended."""
     return start_python
+
+
+@pytest.fixture
+def users_functions(monkeypatch):
+    """Users' functions are found by dotted path, from the root of the project and from here."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    yield
+    for name in [one for one in sys.modules if one.split(".")[0] in ("examples", "spoiled")]:
+        del sys.modules[name]

@@ -44,3 +44,17 @@ class Source(Sums):
 def nothing(args, rollout_id, data_source, evaluation=False):
     """An evaluation function that looks at nothing."""
     return {}
+
+
+async def generate_again(args, sample, sampling_params, evaluation=False):
+    """A generate function for one evaluation set."""
+    assert evaluation and sample.metadata["split"] == "hard"
+    sample = await in_two_pieces(args, sample, sampling_params, evaluation)
+    sample.metadata["generated_by"] = "again"
+    return sample
+
+
+async def judge_split(args, sample, **kwargs):
+    """A reward that says which set a sample is of, and who wrote it."""
+    is_again = sample.metadata.get("generated_by") == "again"
+    return {"hard": 0.75, "easy": 0.25}[sample.metadata["split"]] + is_again

@@ -1,9 +1,7 @@
 """A hook that raises in a run stops it or costs a sample, as docs/rollout.md says; it is named."""
 
 import json
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,20 +19,8 @@ EVALUATES_NOTHING = ("--eval-function-path", HERE + "nothing")
 MANY = ("--n-samples-per-prompt", "16")  # 64 failures end a run in which nothing worked
 
 
-@pytest.fixture(scope="module", autouse=True)
-def found():
-    """Users' functions are found by dotted path, from the root and from here."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    sys.path[:0] = paths
-    yield
-    for path in paths:
-        sys.path.remove(path)
-    for name in [one for one in sys.modules if one.split(".")[0] in ("examples", "spoiled")]:
-        del sys.modules[name]
-
-
 @pytest.fixture
-def drive(tiny, tmp_path):
+def drive(tiny, tmp_path, users_functions):
     """Two rollouts with more flags; gives the run folder."""
 
     def run(*flags):
