@@ -118,6 +118,18 @@ def test_balanced_ranks_differ_less_than_strided_ones():
     assert all(list(rank) == sorted(rank) for rank in balanced)
 
 
+def test_balanced_rows_are_even_where_that_keeps_to_the_budget():
+    more = {"use_dynamic_batch_size": True, "max_tokens_per_gpu": 10, "balance_data": True}
+    two = Layout(data_size=2)
+    # first fit gives 9 and 3 tokens
+    (step,) = planned([3, 3, 3, 3], layout=two, **more)
+    assert sorted(step.ranks) == [((0, 2),), ((1, 3),)]
+    # even in cost would be 12 tokens in a row, which is over the budget
+    squares = Layout(data_size=2, sequence_cost=lambda length: length**2)
+    (step,) = planned([8, *[2] * 6], layout=squares, **more)
+    assert all(sum([8, *[2] * 6][i] for i in row) <= 10 for rank in step.ranks for row in rank)
+
+
 def test_rows_by_cost_are_as_many_as_the_tokens_need():
     layout = Layout(sequence_cost=lambda length: length**2)
     more = {"use_dynamic_batch_size": True, "balance_by_flops": True, "max_tokens_per_gpu": 10}

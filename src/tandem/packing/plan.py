@@ -107,6 +107,10 @@ def fill_rows(
         else:
             rows = first_fit(lengths, samples, budget)
     wanted = max(1, -(-len(rows) // layout.data_size)) * layout.data_size
+    if cfg.use_dynamic_batch_size and cfg.balance_data and layout.data_size > 1:
+        even = _even_rows(lengths, samples, wanted, layout.sequence_cost)
+        if all(sum(lengths[sample] for sample in row) <= budget for row in even if len(row) > 1):
+            return even
     return [tuple(row) for row in split_rows(rows, lengths, wanted)]
 
 
@@ -169,6 +173,14 @@ def distribute(
     else:
         places = [list(range(rank, len(rows), size)) for rank in range(size)]
     return tuple(tuple(rows[place] for place in rank) for rank in places)
+
+
+def _even_rows(
+    lengths: Sequence[int], samples: Sequence[int], count: int, cost: Callable[[int], float]
+) -> list[Row]:
+    """`count` rows of even cost: of full rows and a rest, few to a rank, no share is even."""
+    parts = partition([cost(lengths[sample]) for sample in samples], count)
+    return [tuple(samples[place] for place in part) for part in parts]
 
 
 def _rows_by_cost(
