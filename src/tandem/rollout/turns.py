@@ -8,11 +8,14 @@ from typing import Any, Protocol
 
 from tandem.hooks.asking import generate, tokenizer
 from tandem.rewards.view import DialectSample, DialectStatus
+from tandem.rollout.frames import Bare, Frame
 
 TURNS = "turns"
 """In a sample's metadata: where each finished turn of the model begins and ends in `tokens`."""
 
 LATE = "out_of_time"
+
+BARE = Bare()
 
 
 class Environment(Protocol):
@@ -39,18 +42,18 @@ async def converse(
     new_environment: Callable[[], Environment],
     limits: Limits,
     *,
-    wrapped: Callable[[str], str] = str,
+    frame: Frame = BARE,
 ) -> DialectSample:
     """The sample with the whole conversation, for use inside a generate function.
 
-    What the model wrote is kept token by token; replies are tokenised on their own, as `wrapped`
-    puts them (a chat template's frame around them), and not trained. The model's tokens count
+    What the model wrote is kept token by token; replies are tokenised on their own, as `frame` puts
+    them (`frames.ChatFrame`: as the chat template does), and not trained. The model's tokens count
     toward `max_new_tokens` over all turns.
 
     A conversation that was cut off goes on where it was: a new environment hears its finished turns
     again. If it replies otherwise than before, the conversation begins anew.
     """
-    environment = await _resumed(sample, new_environment, wrapped)
+    environment = await _resumed(sample, new_environment, frame)
     turns = sample.metadata.setdefault(TURNS, [])
     begin = turns[-1][1] + _num_replied(sample, turns[-1][1]) if turns else _num_asked(sample)
     try:
@@ -65,7 +68,7 @@ async def converse(
                 if said is None:
                     return sample
                 if len(turns) < limits.turns:
-                    _append_reply(args, sample, wrapped(said))
+                    _append_reply(args, sample, frame.tokens(said, sample.tokens[-1]))
                 begin = len(sample.tokens)
     except TimeoutError:
         sample.metadata[LATE] = True
@@ -99,19 +102,20 @@ async def _write(
     return sample.status == DialectStatus.COMPLETED
 
 
-def _append_reply(args: Any, sample: DialectSample, text: str) -> None:
-    tokens = tokenizer().encode(text, add_special_tokens=False)
-    sample.append_response_tokens(args, tokens, trainable=False, text=text)
+def _append_reply(args: Any, sample: DialectSample, tokens: list[int]) -> None:
+    sample.append_response_tokens(
+        args, tokens, trainable=False, text=tokenizer().decode(tokens, skip_special_tokens=False)
+    )
 
 
 async def _resumed(
-    sample: DialectSample, new_environment: Callable[[], Environment], wrapped: Callable[[str], str]
+    sample: DialectSample, new_environment: Callable[[], Environment], frame: Frame
 ) -> Environment:
     """An environment that knows what was said before, or a new one and the sample begun anew."""
     environment = new_environment()
     for begin, end in sample.metadata.get(TURNS, ()):
         said = await environment.reply(_text(sample, begin, end))
-        tokens = tokenizer().encode(wrapped(said), add_special_tokens=False) if said else None
+        tokens = frame.tokens(said, sample.tokens[end - 1]) if said is not None else None
         if tokens is None or sample.tokens[end : end + len(tokens)] != tokens:
             _begin_anew(sample)
             return new_environment()
