@@ -147,24 +147,24 @@ def test_weights_arrive_and_change_under_running_requests(way, engine, folder, p
     sync.publish(author[first].weights(first))
 
     async def main():
-        futures = [engine.add(request(n, 40)) for n in range(8)]
-        while engine.stats().num_running < 8:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(1.0)
+        futures = [engine.add(request(n, 3000)) for n in range(8)]
+        await asyncio.sleep(1.5)
         await asyncio.to_thread(sync.publish, author[first + 1].weights(first + 1))
+        await asyncio.sleep(1.5)
+        await engine.abort()
         return await asyncio.gather(*futures)
 
-    seen = set()
+    crossed = []
     for n, done in enumerate(asyncio.run(main())):
-        assert (len(done.tokens_C), done.ending) == (40, Ending.LENGTH)
+        crossed.append(set(done.version_C.tolist()) == {first, first + 1})
+        assert done.ending is Ending.ABORT
         assert (np.diff(done.version_C) >= 0).all()
         whole = np.concatenate([request(n, 1).tokens_T, done.tokens_C])
         for version in set(done.version_C.tolist()):
-            seen.add(version)
             said_C = author[version].logprobs(whole)[20:]
             of_version_C = done.version_C == version
             assert np.abs(said_C - done.logprobs_C)[of_version_C].max() < BOUND
-    assert seen == {first, first + 1}
+    assert any(crossed)  # a loaded machine may not have come to all of them
 
 
 def test_other_weights_than_the_trainers_are_noticed(engine, policies):

@@ -38,6 +38,7 @@ PLAN = ServerPlan(
     num_gpus=4,
     is_cpu=False,
     gives_memory_back=True,
+    is_deterministic=False,
     flags={},
 )
 SMALL = "--hf-checkpoint m --prompt-data p.jsonl --num-rollout 1 --rollout-batch-size 1 "
@@ -73,6 +74,11 @@ def test_the_users_flags_are_passed_on_and_win():
     assert words[at + 1 : at + 4] == ["1", "2", "4"]
     assert words.count("--dtype") == 1 and after(words, "--dtype") == "float16"
     assert "--enable-metrics" in words
+
+
+def test_deterministic_mode_is_that_of_the_server_too():
+    assert "--enable-deterministic-inference" in words_of(is_deterministic=True)[0]
+    assert "--enable-deterministic-inference" not in words_of()[0]
 
 
 def test_pipeline_stages_of_an_engine_share_its_devices():

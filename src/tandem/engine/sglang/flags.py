@@ -38,6 +38,7 @@ class ServerPlan:
     num_gpus: int  # of the whole engine, on this node and others
     is_cpu: bool
     gives_memory_back: bool
+    is_deterministic: bool  # the same bits whatever is batched together, and our seeds
     flags: Mapping[str, tuple[str, ...]]  # the user's, without `--sglang-`
     host: str = "127.0.0.1"
     num_nodes: int = 1
@@ -64,6 +65,8 @@ class ServerPlan:
             ours |= {"device": ("cpu",), **CPU}
         else:
             ours["base-gpu-id"] = (str(self.first_gpu),)
+            if self.is_deterministic:
+                ours["enable-deterministic-inference"] = ()
         if self.gives_memory_back:
             ours["enable-memory-saver"] = ()
         if self.num_nodes > 1:

@@ -139,6 +139,7 @@ def _started(cfg: Config, place: Place) -> list[LoggedProcess]:
             num_gpus=1 if place.is_cpu else per_engine,
             is_cpu=place.is_cpu,
             gives_memory_back=gives_memory_back(cfg, place),
+            is_deterministic=cfg.engine.deterministic_mode,
             flags=flags,
         )
         processes.append(
