@@ -31,9 +31,13 @@ ADDRESS = "RAY_ADDRESS"
 def joined(num_devices: int, device: str) -> Iterator[bool]:
     """Whether devices are GPUs, within a connection to the cluster.
 
-    That is the one of RAY_ADDRESS, or else one that is started on this host and ends with the
-    block; it counts a CPU for each device at least, so that processes may share cores.
+    That is the one that this process has joined already, that of RAY_ADDRESS, or else one that is
+    started on this host and ends with the block; it counts a CPU for each device at least, so that
+    processes may share cores.
     """
+    if ray.is_initialized():
+        yield _has_gpu(device)
+        return
     # no report to Ray's makers, and no reset of what a process sees of the devices
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -46,10 +50,15 @@ def joined(num_devices: int, device: str) -> Iterator[bool]:
     if signal.getsignal(signal.SIGTERM) is not ours:
         signal.signal(signal.SIGTERM, ours)  # Ray's ends the process; a run saves first
     try:
-        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        yield device == "cuda" or (device == "auto" and has_gpu)
+        yield _has_gpu(device)
     finally:
         ray.shutdown()
+
+
+def _has_gpu(device: str) -> bool:
+    if device == "auto":
+        return ray.cluster_resources().get("GPU", 0) > 0
+    return device == "cuda"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

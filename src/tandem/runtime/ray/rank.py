@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tandem.checkpoint.find import Found
+from tandem.checkpoint.names import to_hugging_face
 from tandem.config import Config
 from tandem.errors import SyncError
 from tandem.models.decoder import Decoder
@@ -111,13 +112,29 @@ class Rank:
         """The weights of this version by Hugging Face name; SyncError if they have moved on."""
         if self._version != version:
             raise SyncError(f"weights {version} are wanted of a trainer that has {self._version}")
-        return self.trainer.weights(version).named
+        if self.decoder is None:  # all ranks gather it together
+            return self.trainer.weights(version).named
+        named = ((name, tensor.detach()) for name, tensor in self.decoder.named_parameters())
+        return to_hugging_face(self.decoder.shape, named)
+
+    def walk(self, version: int) -> None:
+        """Takes this rank's part in an export by the first."""
+        for _ in self.named(version):
+            pass
 
     def save(
         self, root: str, iteration: int, extra: Mapping[str, Any], with_optimizer: bool
     ) -> Path:
         """The folder that all ranks have written to."""
         return self.trainer.save(root, iteration, extra, with_optimizer=with_optimizer)
+
+    def finish_saves(self) -> None:
+        """Returns when every save is on the disk."""
+        self.trainer.finish_saves()
+
+    def save_hugging_face(self, folder: str, origin: str) -> None:
+        """Takes this rank's part in writing the policy."""
+        self.trainer.save_hugging_face(folder, origin)
 
     def load(self, root: str, iteration: int | None) -> Mapping[str, Any]:
         """The other rooms' `extra` of a checkpoint, which is back in place."""

@@ -96,6 +96,14 @@ class TrainerFleet:
         """The folder that all ranks wrote; every host must see it under the same path."""
         return self._call("save", str(root), iteration, dict(extra), with_optimizer)[0]
 
+    def finish_saves(self) -> None:
+        """Returns when every save of every rank is on the disk."""
+        self._call("finish_saves")
+
+    def save_hugging_face(self, folder: Any, origin: Any) -> None:
+        """Has the first rank write the policy, of which all give their parts."""
+        self._call("save_hugging_face", str(folder), str(origin))
+
     def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
         """The other rooms' `extra`, after everything that `save` wrote is back in place."""
         return self._call("load", str(root), iteration)[0]

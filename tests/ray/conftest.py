@@ -1,0 +1,62 @@
+"""One Ray on this host for all tests here, and a model of a few thousand weights to run on it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL_SIZE = "--hidden-size 32 --ffn-hidden-size 64 --num-heads 4 --num-key-heads 2 --num-layers 2"
+NUM_PROMPTS = 10
+NUM_CPUS = 4
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A folder with `model` (Hugging Face) and `prompts.jsonl`."""
+
+    folder: Path
+
+    def argv(self, run: Path, words: str, *, num_rollout: int = 2) -> list[str]:
+        """A small run in `run`: 4 prompts x 4 samples, two optimizer steps a rollout."""
+        line = f"""
+            --hf-checkpoint {self.folder}/model --run-dir {run} --device cpu
+            --prompt-data {self.folder}/prompts.jsonl --input-key prompt --label-key label
+            --apply-chat-template --rollout-shuffle --rm-type random --num-rollout {num_rollout}
+            --rollout-batch-size 4 --n-samples-per-prompt 4 --rollout-max-response-len 12
+            --num-steps-per-rollout 2 --use-dynamic-batch-size --max-tokens-per-gpu 96
+            --lr 1e-2 --use-kl-loss --kl-loss-coef 0.01 --kl-loss-type low_var_kl --progress off
+        """
+        return [*line.split(), *words.split()]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    folder = tmp_path_factory.mktemp("tiny")
+    rows = [
+        {"prompt": [{"role": "user", "content": f"Count to {n * 7}."}], "label": str(n)}
+        for n in range(NUM_PROMPTS)
+    ]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"--texts {folder}/prompts.jsonl --out {folder}/model {MODEL_SIZE}"
+    command = [sys.executable, "examples/small_model.py", *words.split()]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return Tiny(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray on this host that several runs share."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(address="local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,66 @@
+"""The same run on several layouts of processes: the samples and losses of one process."""
+
+import json
+
+import pytest
+import torch
+
+from tandem.config import load_config
+from tandem.runtime import run
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture(scope="module")
+def rows_of(tiny, tmp_path_factory):
+    """The rows of metrics of a run with these flags."""
+    torch.set_num_threads(1)
+
+    def rows(words, num_rollout=2, folder=None):
+        folder = folder or tmp_path_factory.mktemp("run")
+        run(load_config(tiny.argv(folder, words, num_rollout=num_rollout)))
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    return rows
+
+
+@pytest.fixture(scope="module")
+def one_process(rows_of):
+    return rows_of("--runtime local")
+
+
+def without_times(row):
+    return {name: value for name, value in row.items() if not name.startswith("perf/")}
+
+
+def flat(row):
+    """Every number of a row, those of single optimizer steps too."""
+    found = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    for place, step in enumerate(row.get("train_steps", ())):
+        found |= {f"{place}/{name}": value for name, value in step.items()}
+    return found
+
+
+def test_a_rank_and_an_engine_apart_give_the_bits_of_one_process(rows_of, one_process):
+    rows = rows_of("--actor-num-gpus-per-node 1 --rollout-num-gpus 1")
+    assert [without_times(row) for row in rows] == [without_times(row) for row in one_process]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--actor-num-gpus-per-node 2 --colocate",
+        "--actor-num-gpus-per-node 2 --rollout-num-gpus 2",
+        "--actor-num-gpus-per-node 2 --rollout-num-gpus 1 --tensor-model-parallel-size 2 "
+        "--sequence-parallel",
+        "--actor-num-gpus-per-node 2 --colocate --pipeline-model-parallel-size 2",
+        "--actor-num-gpus-per-node 2 --rollout-num-gpus 1 --context-parallel-size 2",
+    ],
+)
+def test_several_ranks_learn_what_one_learns(words, rows_of, one_process):
+    for row, wanted in zip(rows_of(words), one_process, strict=True):
+        numbers, expected = flat(without_times(row)), flat(without_times(wanted))
+        assert set(numbers) == set(expected)
+        for name, value in expected.items():
+            # a difference of log-probs that should be 0 is rounding, in one process as in several
+            assert numbers[name] == pytest.approx(value, rel=2e-4, abs=2e-6), name
