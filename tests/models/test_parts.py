@@ -7,11 +7,10 @@ import torch
 import torch.distributed as dist
 
 from tandem.config import ParallelConfig
-from tandem.errors import ConfigError
 from tandem.kernels.attention import packed_attention
 from tandem.kernels.head import head_logits, token_logprobs
 from tandem.models.decoder import Decoder, Recompute
-from tandem.models.part import WHOLE, Part, gather_whole, parts_of, refusals
+from tandem.models.part import WHOLE, Part, gather_whole, parts_of
 from tandem.models.shape import Shape
 from tandem.parallel import Sizes, make_mesh
 from tandem.parallel.collectives import sum_
@@ -19,7 +18,7 @@ from tandem.parallel.collectives import sum_
 SHAPE = Shape(
     family="qwen3",
     num_layers=4,
-    width=32,
+    width=40,
     ffn=48,
     num_heads=4,
     num_key_heads=2,
@@ -179,9 +178,26 @@ def _on_case(case: Case, rank: int) -> dict:
     return found | {"gradients": _gradients(stages, mesh)}
 
 
+def _kept_shapes(mesh) -> set[tuple[int, ...]]:
+    """Sizes of what a forward pass with sequence parallelism keeps for the backward pass."""
+    shapes = set()
+    decoder = _cut(_whole(SHAPE), Part(mesh=mesh, sequence_parallel=True))
+    weights = {parameter.data_ptr() for parameter in decoder.parameters()}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in weights:
+            shapes.add(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _forward(decoder, None)
+    return shapes
+
+
 def two(rank: int, world: int) -> dict:
     found = {c.name: _on_case(c, rank) for c in CASES.values() if c.sizes.world == 2}
     mesh = make_mesh(rank, Sizes(tensor=2), dist.new_group)
+    found["kept"] = _kept_shapes(mesh)
     return found | {"heads": _heads(_cut(_whole(SHAPE), Part(mesh=mesh)))}
 
 
@@ -271,6 +287,12 @@ def test_parts_give_the_logprobs_entropies_and_gradients_of_the_whole(found, nam
     assert seen == {key for key, _ in whole.named_parameters()}
 
 
+def test_sequence_parallel_keeps_no_rows_but_its_own(found):
+    for one in found[2]:
+        assert (T // 2, SHAPE.width) in one["kept"]
+        assert (T, SHAPE.width) not in one["kept"]
+
+
 @pytest.mark.parametrize("name", ["logits", "head_logits", *_WAYS])
 def test_a_head_in_parts_gives_what_the_whole_one_gives(found, name):
     # what alone computes as it always did is the measure
@@ -308,50 +330,6 @@ def test_random_weights_are_the_same_whatever_the_part(name):
     assert seen.keys() == dict(whole.named_parameters()).keys()
     assert all(count >= 1 - 1e-9 for count in seen.values())
     assert seen["layers.0.qkv.weight"] == 1
-
-
-def test_virtual_stages_alternate_between_the_ranks():
-    cfg = ParallelConfig(num_virtual_stages_per_pipeline_rank=2)
-    sizes = Sizes(pipeline=2)
-    parts = [parts_of(SHAPE, make_mesh(rank, sizes, tuple), cfg) for rank in range(2)]
-    assert [[part.layers for part in one] for one in parts] == [
-        [range(1), range(2, 3)],
-        [range(1, 2), range(3, 4)],
-    ]
-    assert [[(p.is_first, p.is_last) for p in one] for one in parts] == [
-        [(True, False), (False, False)],
-        [(False, False), (False, True)],
-    ]
-
-
-def test_first_and_last_stage_may_have_fewer_layers():
-    cfg = ParallelConfig(decoder_first_pipeline_num_layers=1, decoder_last_pipeline_num_layers=1)
-    shape, sizes = replace(SHAPE, num_layers=8), Sizes(pipeline=4)
-    parts = [parts_of(shape, make_mesh(rank, sizes, tuple), cfg) for rank in range(4)]
-    assert [len(one[0].layers) for one in parts] == [1, 3, 3, 1]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "flags", "said"),
-    [
-        (Sizes(tensor=3), {}, "does not divide the model's 4 attention heads"),
-        (Sizes(tensor=4), {}, "does not divide the model's 2 key heads"),
-        (Sizes(tensor=62), {}, "without any of the 61 tokens"),
-        (Sizes(pipeline=3), {}, "leaves 4 layers to 3 stages"),
-        (Sizes(pipeline=2), {"num_layers_per_virtual_pipeline_stage": 3}, "a divisor of 2"),
-        (Sizes(pipeline=2), {"decoder_first_pipeline_num_layers": 4}, "do not make 2 stages"),
-        (
-            Sizes(pipeline=2),
-            {"decoder_first_pipeline_num_layers": 2, "decoder_last_pipeline_num_layers": 1},
-            "do not make 2 stages",
-        ),
-    ],
-)
-def test_a_model_that_cannot_be_divided_so_is_refused_with_what_to_set(sizes, flags, said):
-    cfg = ParallelConfig(**flags)
-    assert any(said in line for line in refusals(SHAPE, sizes, cfg))
-    with pytest.raises(ConfigError, match=said):
-        parts_of(SHAPE, make_mesh(0, sizes, tuple), cfg)
 
 
 def test_selective_recompute_keeps_less_and_learns_the_same():

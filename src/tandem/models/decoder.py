@@ -19,12 +19,12 @@ from tandem.kernels.head import head_logits
 from tandem.kernels.norm import add_rms_norm, rms_norm
 from tandem.kernels.rope import qkv_rope, rope_table
 from tandem.kernels.swiglu import swiglu
+from tandem.models.column import column_linear
 from tandem.models.experts import NO_ROUTING, Experts, Routing
 from tandem.models.part import (
     WHOLE,
     Part,
     Shard,
-    enter,
     gradient_axes,
     leave,
     shard_of,
@@ -112,12 +112,12 @@ class Layer(nn.Module):
             y_TD, residual_TD = rms_norm(x_TD, self.norm1.weight, eps), x_TD
         else:
             y_TD, residual_TD = add_rms_norm(x_TD, residual_TD, self.norm1.weight, eps)
-        qkv_TC = self.qkv(enter(y_TD, self.part))
+        qkv_TC = column_linear(self.qkv, y_TD, self.part)
         x_TD = leave(self.out(self._attended(qkv_TC, positions_T, table, attend)), self.part)
         y_TD, residual_TD = add_rms_norm(x_TD, residual_TD, self.norm2.weight, eps)
         if self.experts is not None:
             return self.experts(y_TD, routing, forgets_swiglu), residual_TD
-        gate_up = self.gate_up(enter(y_TD, self.part))
+        gate_up = column_linear(self.gate_up, y_TD, self.part)
         if forgets_swiglu:
             # the backward pass stops computing again where the input of `down` is there
             x_TD = checkpoint(self._fed, gate_up, use_reentrant=False, preserve_rng_state=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tandem.config import ParallelConfig
 from tandem.errors import ConfigError
 from tandem.models.shape import Shape
-from tandem.parallel.collectives import copy_in, gather, gather_rows, scatter_rows, sum_out
+from tandem.parallel.collectives import gather, scatter_rows, sum_out
 from tandem.parallel.mesh import Axis, Mesh, Sizes, sizes_of
 
 
@@ -55,12 +55,6 @@ class Shard:
         for cut in self.cuts:
             whole = whole.narrow(cut.dim, cut.start, cut.size)
         return whole
-
-
-def enter(x_TD: Tensor, part: Part) -> Tensor:
-    """All rows, as matrices divided over their outputs take them."""
-    tensor = part.mesh.tensor
-    return gather_rows(x_TD, tensor) if part.splits_rows else copy_in(x_TD, tensor)
 
 
 def leave(x_TD: Tensor, part: Part) -> Tensor:

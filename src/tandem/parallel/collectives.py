@@ -8,6 +8,9 @@ its own way (`copy_in`, `gather_rows`, `own_rows` of one stream) their gradients
 where all compute the same (`sum_out`, `all_rows`) each holds the whole gradient already.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -77,6 +80,39 @@ def gather(tensor: Tensor, axis: Axis) -> list[Tensor]:
     found = [torch.empty_like(tensor) for _ in range(axis.size)]
     dist.all_gather(found, tensor, group=axis.group)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A tensor that a collective is making, beside whatever else the device does."""
+
+    _tensor: Tensor
+    _work: Any
+    _input: Tensor  # read until it is done
+
+    def wait(self) -> Tensor:
+        """The tensor; what is launched from now on comes after the collective."""
+        self._work.wait()
+        return self._tensor
+
+
+def start_gather(x: Tensor, axis: Axis) -> Coming:
+    """The ranks' rows behind each other along dim 0; no gradient."""
+    x = x.contiguous()
+    whole = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
+    return Coming(whole, _all_gather(whole, x, group=axis.group, async_op=True), x)
+
+
+def start_scatter(x: Tensor, axis: Axis) -> Coming:
+    """This rank's rows (an equal share of dim 0) of the sum of the ranks' `x`; no gradient."""
+    x = x.contiguous()
+    own = x.new_empty(_share(x, axis), *x.shape[1:])
+    return Coming(own, _reduce_scatter(own, x, group=axis.group, async_op=True), x)
+
+
+def start_sum(x: Tensor, axis: Axis) -> Coming:
+    """The sum of the ranks' `x`, which is written over; no gradient."""
+    return Coming(x, dist.all_reduce(x, group=axis.group, async_op=True), x)
 
 
 class _CopyIn(torch.autograd.Function):
@@ -156,15 +192,11 @@ def _copy(x: Tensor) -> Tensor:
 
 
 def _gathered(x: Tensor, axis: Axis) -> Tensor:
-    whole = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
-    _all_gather(whole, x.contiguous(), group=axis.group)
-    return whole
+    return start_gather(x, axis).wait()
 
 
 def _scattered(x: Tensor, axis: Axis) -> Tensor:
-    own = x.new_empty(_share(x, axis), *x.shape[1:])
-    _reduce_scatter(own, x.contiguous(), group=axis.group)
-    return own
+    return start_scatter(x, axis).wait()
 
 
 def _own(x: Tensor, axis: Axis) -> Tensor:
