@@ -117,6 +117,12 @@ class Trainer(Protocol):
     ) -> Any:
         """The folder with model, optimizer, schedule and the other rooms' `extra`, whole or not."""
 
+    def finish_saves(self) -> None:
+        """Returns when every save is on the disk; raises what went wrong with one."""
+
+    def save_hugging_face(self, folder: Any, origin: Any) -> None:
+        """Writes the policy as a Hugging Face folder beside the config and tokenizer of `origin`."""
+
     def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
         """The other rooms' `extra`, after everything that `save` wrote is back in place."""
 

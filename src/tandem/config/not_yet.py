@@ -35,26 +35,15 @@ def refusals(cfg: Config, devices: int | None = None) -> Iterator[str]:
     if devices is not None:
         here += f" of this machine's {devices} devices" if devices > 1 else " on this machine"
     table = knobs()
+    taken = SERVERS.split() if cfg.engine.rollout_engine == "sglang" else ()
     for row in ROWS:
-        for name in row.names.split():
+        for name in (name for name in row.names.split() if name not in taken):
             value = getattr(getattr(cfg, table[name].section), name)
             is_derived = cfg.origins.get(name, "").startswith("derived")
             if not is_derived and not _is_fine(value, row):
                 told = flag_of(name) if value is True else f"{flag_of(name)} {_shown(value)}"
                 instead = row.instead.format(flag=flag_of(name), here=here)
                 yield f"{told}: {said(row.what)}; {instead}"
-    yield from _pairs(cfg)
-
-
-def _pairs(cfg: Config) -> Iterator[str]:
-    """Refusals of values that are only too much beside another one."""
-    origin = cfg.origins.get("rollout_num_gpus", "derived")
-    is_more = cfg.cluster.rollout_num_gpus == 1 and not origin.startswith("derived")
-    if cfg.cluster.runtime == "local" and is_more and not cfg.cluster.colocate:
-        yield (
-            "--rollout-num-gpus 1 asks for a device besides the trainer's: "
-            f"{said('more than one process')}; add --colocate"
-        )
 
 
 def _is_fine(value: Any, row: Row) -> bool:
@@ -68,29 +57,18 @@ def _shown(value: Any) -> str:
 LEAVE_OUT = "leave {flag} out"
 ONE = "this version runs in {here}: set {flag} 1"
 ONE_STAGE = "this version runs in {here}: leave {flag} out"
+SERVERS = (
+    "rollout_num_gpus_per_engine update_weight_transport update_weight_disk_dir "
+    "update_weight_disk_keep_files"
+)
+"""What SGLang servers take, and the embedded engine not yet."""
 
 ROWS = (
     # --- more than one process
-    Row("runtime", "Ray", "this version runs in {here}: set --runtime local", ("auto", "local")),
-    Row(
-        "actor_num_nodes actor_num_gpus_per_node rollout_num_gpus_per_engine rollout_num_gpus",
-        "more than one process",
-        ONE,
-        (None, 1),
-    ),
-    Row("tensor_model_parallel_size", "tensor parallelism", ONE, (1,)),
-    Row("pipeline_model_parallel_size", "pipeline parallelism", ONE, (1,)),
-    Row("context_parallel_size", "context parallelism", ONE, (1,)),
+    Row("rollout_num_gpus_per_engine", "engines over several devices", ONE, (1,)),
     Row("expert_model_parallel_size", "expert parallelism", ONE, (1,)),
     Row("expert_tensor_parallel_size", "expert parallelism", ONE, (None, 1)),
-    Row(
-        "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers "
-        "num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank",
-        "pipeline parallelism",
-        ONE_STAGE,
-    ),
     Row("allgather_cp", "context parallelism", ONE_STAGE),
-    Row("train_env_vars", "training processes", "set them in the shell before the start"),
     Row("release_train", "training processes that end and come back", LEAVE_OUT),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
     # --- weight update through files
@@ -103,8 +81,6 @@ ROWS = (
         LEAVE_OUT,
     ),
     # --- engines
-    Row("rollout_engine", "SGLang", "set {flag} torch", ("auto", "torch")),
-    Row("rollout_external_engine_addrs", "engines that run already", LEAVE_OUT),
     # --- rollouts
     Row(
         "rollout_top_p",
@@ -115,9 +91,6 @@ ROWS = (
     # --- data
     Row("multimodal_keys", "images and other media", LEAVE_OUT),
     # --- algorithms
-    # --- checkpoints
-    Row("async_save", "saving while training goes on", LEAVE_OUT),
-    Row("save_hf", "saving in Hugging Face form", "use tandem convert on a saved checkpoint"),
 )
 
 OLD_FLAGS = (
@@ -152,7 +125,11 @@ OLD_FLAGS = (
         "--memory-snapshot-dir --memory-snapshot-num-steps --memory-recorder --profile-target "
         "--profile-step-start --profile-step-end",
     ),
-    ("SGLang servers", "one", "--prefill-num-servers --sglang-config"),
-    ("routers that run already", "one", "--sglang-router-ip --sglang-router-port"),
+    (
+        "servers for prefill alone, which need a library that moves caches between servers",
+        "one",
+        "--prefill-num-servers",
+    ),
+    ("servers of several kinds or models", "one", "--sglang-config"),
 )
 """What is to come, how many words follow, and the old spellings that need it."""

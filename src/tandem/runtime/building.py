@@ -104,6 +104,8 @@ def build_stages(
         with_optimizer = not cfg.checkpoint.no_load_optim
         resume(found, halves.trainer, sampler, with_optimizer=with_optimizer)
     saved = found.start_rollout_id - 1 if cfg.checkpoint.load == cfg.checkpoint.save else -1
+    saver = Saver(cfg, halves.trainer, saved=saved)
+    stack.callback(saver.finish)
     precision = "fp32" if halves.dtype == "float32" else "bf16"
     stages = Stages(
         sampler=sampler,
@@ -120,7 +122,7 @@ def build_stages(
         num_rollout=num_rollout,
         rollouts_per_epoch=rollouts_per_epoch(cfg, opened.source),
         precision=precision,
-        save=Saver(cfg, halves.trainer, saved=saved).save,
+        save=saver.save,
     )
     return stages, cfg
 

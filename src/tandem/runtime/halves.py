@@ -42,6 +42,12 @@ class IdleTrainer:
     ) -> None:
         """Saves nothing: nothing was learned."""
 
+    def finish_saves(self) -> None:
+        """Nothing is being written."""
+
+    def save_hugging_face(self, folder: Any, origin: Any) -> None:
+        """Writes nothing: nothing was learned."""
+
     def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
         """The `extra` of a checkpoint of which the policy alone is taken."""
         if self._decoder is None:

@@ -46,6 +46,14 @@ class DumpingTrainer:
         """What the other trainer's `save` gives."""
         return self._trainer.save(root, iteration, extra, with_optimizer=with_optimizer)
 
+    def finish_saves(self) -> None:
+        """Waits for the other trainer's saves."""
+        self._trainer.finish_saves()
+
+    def save_hugging_face(self, folder: Any, origin: Any) -> None:
+        """Has the other trainer write its policy."""
+        self._trainer.save_hugging_face(folder, origin)
+
     def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
         """What the other trainer's `load` gives."""
         return self._trainer.load(root, iteration)

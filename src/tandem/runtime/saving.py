@@ -1,7 +1,10 @@
 """What a checkpoint of a run holds, and how a run goes on from one."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+import torch
 
 from tandem.checkpoint.find import Found
 from tandem.config import Config, to_dict
@@ -11,7 +14,9 @@ from tandem.loop_async import AHEAD, Ahead
 from tandem.rollout import LEFTOVERS, decode, encode
 from tandem.types import Rollout
 
-SAMPLER, SETTINGS = "sampler", "settings"
+log = logging.getLogger(__name__)
+
+SAMPLER, SETTINGS, THREADS = "sampler", "settings", "threads"
 BUFFER = "unfinished"
 """Keys of a checkpoint's `extra`, beside the trainer's own."""
 
@@ -21,7 +26,7 @@ class Saver:
 
     def __init__(self, cfg: Config, trainer: Trainer, *, saved: int) -> None:
         """`saved` is the last rollout that the folder holds already, -1 when there is none."""
-        self._cfg = cfg.checkpoint
+        self._cfg, self._origin = cfg.checkpoint, cfg.model.hf_checkpoint
         self._settings = to_dict(cfg)
         self._trainer = trainer
         self._saved = saved
@@ -33,6 +38,7 @@ class Saver:
         place = dict(sampler_state)
         leftovers, ahead = place.pop(LEFTOVERS, ()), place.pop(AHEAD, None)
         extra: dict[str, Any] = {SAMPLER: place, SETTINGS: self._settings}
+        extra[THREADS] = torch.get_num_threads()
         if leftovers:
             extra[BUFFER] = encode(leftovers)
         if ahead is not None:
@@ -41,6 +47,13 @@ class Saver:
         with_optimizer = not self._cfg.no_save_optim
         self._trainer.save(self._cfg.save, rollout, extra, with_optimizer=with_optimizer)
         self._saved = rollout
+        if self._cfg.save_hf is not None:
+            folder = self._cfg.save_hf.format(rollout_id=rollout)
+            self._trainer.save_hugging_face(folder, self._origin)
+
+    def finish(self) -> None:
+        """Returns when what was saved in the background is on the disk."""
+        self._trainer.finish_saves()
 
 
 class Resumable(Trainer, Protocol):
@@ -59,6 +72,7 @@ def resume(found: Found, trainer: Resumable, sampler: Sampler, *, with_optimizer
     assert isinstance(found.iteration, int), "a run to go on with has a number"
     load = trainer.load if with_optimizer else trainer.load_weights
     extra = load(found.path, found.iteration)
+    _compare_threads(extra.get(THREADS))
     has_place = bool(extra.get(SAMPLER))
     if sampler.state() and not has_place:
         raise CheckpointError(
@@ -74,3 +88,15 @@ def resume(found: Found, trainer: Resumable, sampler: Sampler, *, with_optimizer
         else:  # judged groups that wait go on as they are
             state[LEFTOVERS] = (*groups, *state[LEFTOVERS])
     sampler.restore(state)
+
+
+def _compare_threads(before: int | None) -> None:
+    now = torch.get_num_threads()
+    if before is not None and before != now and not torch.cuda.is_available():
+        log.warning(
+            "this run was saved by a process of %d threads and goes on with %d: sums are split "
+            "otherwise, so its bits will differ; set OMP_NUM_THREADS=%d to repeat them",
+            before,
+            now,
+            before,
+        )

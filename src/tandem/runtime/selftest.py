@@ -33,6 +33,7 @@ class CheckedTrainer:
         self._precision, self._next = precision, first
         self.annotate, self.weights = trainer.annotate, trainer.weights
         self.save, self.load = trainer.save, trainer.load
+        self.finish_saves, self.save_hugging_face = trainer.finish_saves, trainer.save_hugging_face
 
     def step_on(self, steps: Sequence[Sequence[Batch]]) -> StepStats:
         """The other trainer's report; raises TandemError for what does not hold in it."""

@@ -3,8 +3,10 @@
 from functools import partial
 
 import torch
+import torch.distributed as dist
 
 from tandem.algo import NO_HOOKS, Hooks
+from tandem.checkpoint.background import BackgroundSaves
 from tandem.config import AlgoConfig, BatchConfig, Config, OptimConfig, ParallelConfig
 from tandem.config.roles import optim_of
 from tandem.errors import ConfigError
@@ -60,7 +62,8 @@ def build_trainer(
         critic=_critic(cfg, first, num_rollout),
         adapters=_adapters(cfg, first),
     )
-    return LocalTrainer(parts, learning, beside=beside)
+    saves = _background(first.part.mesh) if cfg.checkpoint.async_save else None
+    return LocalTrainer(parts, learning, beside=beside, saves=saves)
 
 
 def build_parts(cfg: Config, shape: Shape, mesh: Mesh, device: torch.device) -> tuple[Decoder, ...]:
@@ -96,6 +99,13 @@ def recompute_of(cfg: ParallelConfig, num_layers: int) -> Recompute | None:
         method=cfg.recompute_method or "uniform",
         num_layers=min(cfg.recompute_num_layers or 1, num_layers),
     )
+
+
+def _background(mesh: Mesh) -> BackgroundSaves:
+    """Saves in the background, on a group of their own where there are several processes."""
+    if mesh.world.size == 1:
+        return BackgroundSaves()
+    return BackgroundSaves(dist.new_group(mesh.world.ranks, backend="gloo"))
 
 
 def _check_experts(algo: AlgoConfig, shape: Shape) -> None:

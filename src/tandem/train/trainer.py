@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tandem.algo import Tokens, normaliser, wanted_columns
 from tandem.checkpoint import torch_dist
+from tandem.checkpoint.background import BackgroundSaves
+from tandem.checkpoint.hugging_face import save_hugging_face
 from tandem.checkpoint.names import to_hugging_face
 from tandem.checkpoint.pieces import Pieces, as_pieces
 from tandem.kernels.digest import digest_all
@@ -52,7 +54,10 @@ class LocalTrainer:
         reference: Decoder | None = None,
         *,
         beside: Beside | None = None,
+        saves: BackgroundSaves | None = None,
     ) -> None:
+        """`saves` writes checkpoints while training goes on; without it `save` waits."""
+        self._saves = saves
         self._model = model_of(decoder)
         self._learning, self._mesh = learning, self._model.mesh
         beside = Beside() if beside is None else beside
@@ -162,18 +167,13 @@ class LocalTrainer:
         if self._snapshots is not None:
             self._snapshots.take(version, self._model)
         said = canary(self._model)
-        if self._model.is_whole:
-            return Weights(
-                version=version,
-                named=to_hugging_face(self._model.shape, self._model.tensors().items()),
-                is_shared=True,
-                digests=digest_all(self._model.tensors().items()),
-                canary=said,
-            )
+        is_whole = self._model.is_whole
+        tensors = self._model.tensors()
         return Weights(
             version=version,
-            named=published(self._model),
-            digests=published_digests(self._model),
+            named=self._named(),
+            is_shared=is_whole,
+            digests=digest_all(tensors.items()) if is_whole else published_digests(self._model),
             canary=said,
         )
 
@@ -187,18 +187,38 @@ class LocalTrainer:
     ) -> Path:
         """The folder that holds all of it: models, optimizers, schedules, `extra` of other rooms.
 
-        It is written in one piece or not at all (`checkpoint.torch_dist`). Adapters are also
-        written in PEFT's form, to `lora/` beside it.
+        It is written in one piece or not at all (`checkpoint.torch_dist`), in the background where
+        that was asked for: then it is there after `finish_saves`. Adapters are also written in
+        PEFT's form, to `lora/` beside it.
         """
         assert STATE not in extra, f"{STATE!r} in a checkpoint's extra is the trainer's own"
         tensors = self.pieces(with_optimizer=with_optimizer)
         state: dict[str, Any] = {**self._descent.state(), "num_rollouts": self._num_rollouts}
         if self._critic is not None:
             state["critic"] = self._critic.descent.state()
-        folder = torch_dist.save(root, iteration, tensors, {**extra, STATE: state})
+        write = torch_dist.save if self._saves is None else self._saves.save
+        folder = write(root, iteration, tensors, {**extra, STATE: state})
         if self._adapters is not None and self._mesh.rank == 0:
             self._adapters.save(Path(root) / "lora" / folder.name)
         return folder
+
+    def finish_saves(self) -> None:
+        """Returns when nothing is being written any more; raises what went wrong with it."""
+        if self._saves is not None:
+            self._saves.wait()
+
+    def save_hugging_face(self, folder: str | Path, origin: str | Path) -> None:
+        """Writes the policy as a Hugging Face folder, config and tokenizer those of `origin`.
+
+        Where processes hold parts of it, all call this; the first writes.
+        """
+        named = self._named()
+        try:
+            if self._mesh.rank == 0:
+                save_hugging_face(named, folder, origin, force=True)
+        finally:  # each step of the walk is a collective
+            for _ in named:
+                pass
 
     def load(self, root: str | Path, iteration: int | None = None) -> dict[str, Any]:
         """The other rooms' `extra`, after everything that `save` wrote is back in place.
@@ -241,6 +261,12 @@ class LocalTrainer:
             if self._critic is not None:
                 pieces |= self._critic.optimizer_pieces()
         return pieces
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy by Hugging Face name, whole tensors; all processes walk to the end."""
+        if self._model.is_whole:
+            return to_hugging_face(self._model.shape, self._model.tensors().items())
+        return published(self._model)
 
     def _weight_parts(self) -> dict[str, Pieces]:
         """The tensors of every model that changes in a run, by what their names begin with."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+from tandem.engine.sglang.launch import Place
+from tandem.engine.sglang.server import Address
 from tandem.parallel import Layout
 from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.rank import Proofs, Recipe, Seat
@@ -89,6 +91,10 @@ class TrainerFleet:
         if not self.is_whole:
             refs += [worker.learn.remote("walk", version) for worker in self.workers[1:]]
         return gather(refs, self._names, "export weights", self._watch)[0]
+
+    def send(self, addresses: Sequence[Address], version: int, place: Place) -> None:
+        """Sends the weights of this version to SGLang servers; raises EngineError."""
+        self._call("send", list(addresses), version, place)
 
     def save(
         self, root: Any, iteration: int, extra: Mapping[str, Any], *, with_optimizer: bool = True
