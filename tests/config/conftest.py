@@ -31,7 +31,7 @@ def settings(small):
 @pytest.fixture
 def read(small):
     """The Config of a small run with these flags, and what is wrong with it."""
-    return lambda line="", devices=None: read_config(small(line), devices)
+    return lambda line="": read_config(small(line))
 
 
 @pytest.fixture

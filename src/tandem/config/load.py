@@ -14,24 +14,21 @@ from tandem.config.rules import check
 from tandem.errors import ConfigError
 
 
-def load_config(argv: Sequence[str], devices: int | None = None) -> Config:
-    """The settings of a run; raises ConfigError with every failure found.
-
-    `devices` is how many this machine has, when that is known; refusals then say so.
-    """
-    cfg, failures = read_config(argv, devices)
+def load_config(argv: Sequence[str]) -> Config:
+    """The settings of a run; raises ConfigError with every failure found."""
+    cfg, failures = read_config(argv)
     if failures:
         raise ConfigError(failures)
     return cfg
 
 
-def read_config(argv: Sequence[str], devices: int | None = None) -> tuple[Config, tuple[str, ...]]:
+def read_config(argv: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
     """The settings as far as they can be read, and everything that is wrong with them."""
     given = parse(argv)
     cfg, failures = resolve(given)
     notes = given.without_effect | without_effect(cfg)
     cfg = replace(cfg, notes=grouped(notes, "no effect, because "))
-    ruled = [line for line in (*failures, *check(cfg, devices)) if not _follows(given, line)]
+    ruled = [line for line in (*failures, *check(cfg)) if not _follows(given, line)]
     return cfg, (*given.failures, *grouped(given.refused), *ruled)
 
 

@@ -34,8 +34,7 @@ NEEDS = (
 """Settings that only matter beside another one."""
 
 ONE_PROCESS = (
-    "num_gpus_per_node distributed_backend distributed_timeout_minutes update_weight_buffer_size "
-    "update_weight_transport rollout_data_transport"
+    "num_gpus_per_node distributed_backend distributed_timeout_minutes rollout_data_transport"
 )
 
 
@@ -71,18 +70,25 @@ def _told(name: str, value: object) -> str:
 def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
     if cfg.cluster.runtime == "local":
         yield ONE_PROCESS, "there is one process"
-        yield "colocate", "training and sampling share this process's device anyway"
-        yield (
-            "offload offload_train offload_rollout",
-            "engine and trainer of one process share the weights, so there is nothing to move",
-        )
+        if cfg.engine.rollout_engine == "torch":
+            yield "update_weight_transport update_weight_buffer_size", "there is one process"
+            yield "colocate", "training and sampling share this process's device anyway"
+            yield (
+                "offload offload_train offload_rollout",
+                "engine and trainer of one process share the weights, so there is nothing to move",
+            )
+        else:
+            yield "offload_train", "the trainer keeps its memory; servers give theirs back"
         yield "balance_data", "there is one data-parallel rank"
-    if cfg.engine.rollout_engine == "torch":
+        yield "train_env_vars", "training goes on in the process that you start"
+        yield "heartbeat_timeout", "there is one process, whose stack py-spy shows"
         yield (
             "use_fault_tolerance",
             "the embedded engine has no server that could die by itself; a run that stops resumes "
             "from its checkpoint",
         )
+    if cfg.engine.rollout_engine == "torch":
+        yield "sglang_python sglang_router_request_timeout_secs", "the embedded engine samples"
     if cfg.parallel.tensor_model_parallel_size == 1:
         yield "sequence_parallel", "there is no tensor parallelism"
     if cfg.parallel.recompute_granularity == "selective":

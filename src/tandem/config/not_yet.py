@@ -29,11 +29,8 @@ def said(what: str) -> str:
     return f"not yet: {what}"
 
 
-def refusals(cfg: Config, devices: int | None = None) -> Iterator[str]:
+def refusals(cfg: Config) -> Iterator[str]:
     """One sentence for every value that this version cannot honour."""
-    here = "one process"
-    if devices is not None:
-        here += f" of this machine's {devices} devices" if devices > 1 else " on this machine"
     table = knobs()
     taken = SERVERS.split() if cfg.engine.rollout_engine == "sglang" else ()
     for row in ROWS:
@@ -42,7 +39,7 @@ def refusals(cfg: Config, devices: int | None = None) -> Iterator[str]:
             is_derived = cfg.origins.get(name, "").startswith("derived")
             if not is_derived and not _is_fine(value, row):
                 told = flag_of(name) if value is True else f"{flag_of(name)} {_shown(value)}"
-                instead = row.instead.format(flag=flag_of(name), here=here)
+                instead = row.instead.format(flag=flag_of(name))
                 yield f"{told}: {said(row.what)}; {instead}"
 
 
@@ -55,8 +52,7 @@ def _shown(value: Any) -> str:
 
 
 LEAVE_OUT = "leave {flag} out"
-ONE = "this version runs in {here}: set {flag} 1"
-ONE_STAGE = "this version runs in {here}: leave {flag} out"
+ONE = "set {flag} 1"
 SERVERS = (
     "rollout_num_gpus_per_engine update_weight_transport update_weight_disk_dir "
     "update_weight_disk_keep_files"
@@ -65,10 +61,15 @@ SERVERS = (
 
 ROWS = (
     # --- more than one process
-    Row("rollout_num_gpus_per_engine", "engines over several devices", ONE, (1,)),
+    Row(
+        "rollout_num_gpus_per_engine",
+        "embedded engines over several devices",
+        "set {flag} 1, and each device has an engine of its own",
+        (1,),
+    ),
     Row("expert_model_parallel_size", "expert parallelism", ONE, (1,)),
     Row("expert_tensor_parallel_size", "expert parallelism", ONE, (None, 1)),
-    Row("allgather_cp", "context parallelism", ONE_STAGE),
+    Row("allgather_cp", "context parallelism", LEAVE_OUT),
     Row("release_train", "training processes that end and come back", LEAVE_OUT),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
     # --- weight update through files

@@ -35,9 +35,9 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def show(argv: Sequence[str], devices: int | None = None) -> tuple[str, bool]:
+def show(argv: Sequence[str]) -> tuple[str, bool]:
     """Every setting with its origin, remarks and refusals; and whether anything is refused."""
-    cfg, failures = read_config(argv, devices)
+    cfg, failures = read_config(argv)
     lines: list[str] = []
     for section, kind in SECTIONS.items():
         rows = [

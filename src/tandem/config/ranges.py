@@ -53,6 +53,7 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
         "1 or more",
     ),
     ("cluster", "rollout_num_gpus", is_not_negative, "0 or more"),
+    ("cluster", "heartbeat_timeout", is_above_zero, "above 0"),
     (
         "data",
         "rollout_batch_size n_samples_per_prompt num_epoch rollout_max_prompt_len",

@@ -129,10 +129,11 @@ def _placement(draft: Draft) -> None:
     draft.fill("actor_num_gpus_per_node", 1, "one process")
     draft.fill("num_gpus_per_node", draft["actor_num_gpus_per_node"], "actor_num_gpus_per_node")
     num_trainers = draft["actor_num_nodes"] * draft["actor_num_gpus_per_node"]
-    per_engine = draft["rollout_num_gpus_per_engine"]
+    if draft["rollout_engine"] == "auto" and draft["rollout_external_engine_addrs"]:
+        draft.put("rollout_engine", "sglang", "rollout_external_engine_addrs")
     if draft["runtime"] == "auto":
-        is_one = num_trainers == 1 and per_engine == 1 and (draft["rollout_num_gpus"] or 1) == 1
-        draft.put("runtime", "local" if is_one else "ray", "the number of processes")
+        is_one = _num_devices(draft, num_trainers) <= 1
+        draft.put("runtime", "local" if is_one else "ray", "the number of devices")
     if draft["rollout_engine"] == "auto":
         draft.put("rollout_engine", "torch", "runtime")
     if draft["debug_rollout_only"] and draft["colocate"]:
@@ -149,6 +150,19 @@ def _placement(draft: Draft) -> None:
         draft.put("offload_train", False, "release_train")
     for name in ("offload_train", "offload_rollout"):
         draft.fill(name, draft["colocate"], "colocate")
+
+
+def _num_devices(draft: Draft, num_trainers: int) -> int:
+    """How many devices the flags ask for, where samplers that are not spoken of ask for none."""
+    num_samplers = draft["rollout_num_gpus"] or 0
+    # SGLang's servers are processes of their own anyway
+    if draft["debug_train_only"] or draft["rollout_engine"] == "sglang":
+        return num_trainers
+    if draft["debug_rollout_only"]:
+        return num_samplers
+    if draft["colocate"]:
+        return max(num_trainers, num_samplers)
+    return num_trainers + num_samplers
 
 
 def _lengths(draft: Draft) -> None:

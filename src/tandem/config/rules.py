@@ -23,13 +23,10 @@ REWARDS = (
 )
 
 
-def check(cfg: Config, devices: int | None = None) -> tuple[str, ...]:
-    """Everything that cannot work, a sentence each; empty when the run may start.
-
-    `devices` is how many this machine has, when that is known.
-    """
+def check(cfg: Config) -> tuple[str, ...]:
+    """Everything that cannot work, a sentence each; empty when the run may start."""
     failures = [failure for rule in RULES for failure in rule(cfg)]
-    return (*failures, *not_yet.refusals(cfg, devices))
+    return (*failures, *not_yet.refusals(cfg))
 
 
 def check_files(cfg: Config) -> None:
@@ -110,6 +107,61 @@ def _batches(cfg: Config) -> Iterator[str]:
             )
     elif samples % steps:
         yield f"--num-steps-per-rollout {steps} does not divide {made}"
+
+
+def _placement(cfg: Config) -> Iterator[str]:
+    cluster, debug = cfg.cluster, cfg.debug
+    num_samplers, per_engine = cluster.rollout_num_gpus, cluster.rollout_num_gpus_per_engine
+    is_half = debug.debug_train_only or debug.debug_rollout_only
+    if cfg.engine.rollout_engine == "sglang":
+        yield from _servers(cfg)
+        return
+    if cfg.rollout.rollout_external_engine_addrs:
+        yield "--rollout-external-engine-addrs needs --rollout-engine sglang"
+    if cluster.runtime == "local":
+        is_apart = "rollout_num_gpus" in _said(cfg) and not (cluster.colocate or is_half)
+        if max(cluster.num_trainers, num_samplers or 1) > 1:
+            yield (
+                "--runtime local is one process on one device, and the flags ask for more; leave "
+                "--runtime out"
+            )
+        elif is_apart and num_samplers:
+            yield (
+                "--runtime local is one process on one device, and --rollout-num-gpus 1 asks for "
+                "one besides the trainer's; add --colocate, or leave --runtime out"
+            )
+        return
+    has_samplers = debug.debug_train_only or cfg.algo.loss_type == "sft_loss"
+    if not num_samplers and not has_samplers:
+        yield (
+            "--runtime ray needs --rollout-num-gpus, the devices that sample, or --colocate, by "
+            "which they are those that train"
+        )
+    elif num_samplers and num_samplers % per_engine:
+        yield (
+            f"--rollout-num-gpus {num_samplers} is not a multiple of --rollout-num-gpus-per-engine "
+            f"{per_engine}; try {num_samplers - num_samplers % per_engine or per_engine}"
+        )
+
+
+def _servers(cfg: Config) -> Iterator[str]:
+    """SGLang's servers, which are processes beside that of the trainer."""
+    cluster, engine = cfg.cluster, cfg.engine
+    num_samplers, per_engine = cluster.rollout_num_gpus, cluster.rollout_num_gpus_per_engine
+    if cluster.runtime == "local" and cluster.num_trainers > 1:
+        yield "--runtime local is one trainer; leave --runtime out"
+    if cluster.runtime == "ray" and cfg.debug.debug_rollout_only:
+        yield "--debug-rollout-only with SGLang takes no trainers; set --runtime local"
+    is_asked = cluster.colocate or num_samplers or cfg.rollout.rollout_external_engine_addrs
+    if cluster.runtime == "ray" and not (is_asked or cfg.debug.debug_train_only):
+        yield "--rollout-num-gpus is required: the devices that sample (or --colocate)"
+    if num_samplers and num_samplers % per_engine:
+        yield (
+            f"--rollout-num-gpus {num_samplers} is not a multiple of --rollout-num-gpus-per-engine "
+            f"{per_engine}; try {num_samplers - num_samplers % per_engine or per_engine}"
+        )
+    if (engine.sglang_router_ip is None) != (engine.sglang_router_port is None):
+        yield "--sglang-router-ip and --sglang-router-port go together: where the router listens"
 
 
 def _rewards(cfg: Config) -> Iterator[str]:
@@ -329,6 +381,7 @@ RULES = (
     out_of_range,
     _sampling,
     _batches,
+    _placement,
     _rewards,
     _algorithm,
     _experts,
