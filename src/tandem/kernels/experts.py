@@ -122,14 +122,16 @@ class _GroupedLinear(torch.autograd.Function):
         return grad_rows, grad_weight, None
 
 
-def _is_grouped(rows: Tensor) -> bool:
-    return rows.is_cuda and rows.dtype == torch.bfloat16
+def _is_grouped(rows: Tensor, others: int) -> bool:
+    """Whether torch's grouped product takes these rows, and as wide ones on the other side."""
+    is_aligned = rows.shape[1] % _ALIGNED == 0 and others % _ALIGNED == 0
+    return rows.is_cuda and rows.dtype == torch.bfloat16 and is_aligned
 
 
 def _product(rows_MD: Tensor, weight_EOD: Tensor, ends_E: Tensor) -> Tensor:
     if not len(rows_MD):
         return rows_MD.new_empty(0, weight_EOD.shape[1])
-    if _is_grouped(rows_MD):
+    if _is_grouped(rows_MD, weight_EOD.shape[1]):
         return functional.grouped_mm(rows_MD, weight_EOD.transpose(1, 2), offs=ends_E)
     out_MO = rows_MD.new_empty(len(rows_MD), weight_EOD.shape[1])
     for expert, start, end in _runs(ends_E):
@@ -142,7 +144,7 @@ def _outer(grad_MO: Tensor, rows_MD: Tensor, ends_E: Tensor) -> Tensor:
     sizes = (len(ends_E), grad_MO.shape[1], rows_MD.shape[1])
     if not len(rows_MD):
         return rows_MD.new_zeros(sizes)
-    if _is_grouped(rows_MD):
+    if _is_grouped(rows_MD, grad_MO.shape[1]):
         return functional.grouped_mm(grad_MO.t(), rows_MD, offs=ends_E)
     out_EOD = rows_MD.new_zeros(sizes)
     for expert, start, end in _runs(ends_E):
@@ -189,6 +191,9 @@ def _spread(
         grad_rows.index_copy_(0, rows_T, weighed_TD.to(grad_rows.dtype))
     return grad_rows, grad_weights
 
+
+_ALIGNED = 8
+"""Numbers of bf16 in 16 bytes, of which rows must be a multiple."""
 
 _LEAST = torch.float32
 """Sums over choices are made in this at least (a test may come with float64)."""
