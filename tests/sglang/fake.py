@@ -155,7 +155,8 @@ class FakeServer:
     async def _sampled(self, body):
         rid, params = body["rid"], body["sampling_params"]
         start, limit = len(body["input_ids"]), params["max_new_tokens"]
-        stops = params.get("stop_token_ids", [])
+        # as the server does: it ignores all stop tokens or none
+        stops = [] if params["ignore_eos"] else params.get("stop_token_ids", [])
         tokens, finish = [], {"type": "length", "length": limit}
         self.running.add(rid)
         try:

@@ -209,14 +209,14 @@ def test_a_server_killed_in_mid_rollout_comes_back_with_the_weights(engine, poli
     (member,) = engine.fleet.members
 
     async def main():
-        futures = [engine.add(request(n, 30)) for n in range(4)]
-        await asyncio.sleep(0.7)
+        futures = [engine.add(request(n, 300)) for n in range(4)]
+        await asyncio.sleep(0.5)
         os.kill(member.process.pid, signal.SIGKILL)
         return await asyncio.gather(*futures)
 
     for n, done in enumerate(asyncio.run(main())):
         whole = np.concatenate([request(n, 1).tokens_T, done.tokens_C])
-        assert len(done.tokens_C) == 30 and set(done.version_C.tolist()) == {version}
+        assert len(done.tokens_C) == 300 and set(done.version_C.tolist()) == {version}
         said_C = policies[3].logprobs(whole)[20:]
         assert np.abs(said_C - done.logprobs_C).max() < BOUND
 
@@ -228,11 +228,13 @@ def test_a_server_killed_in_mid_rollout_comes_back_with_the_weights(engine, poli
         ("--colocate",),
         ("--update-weight-transport", "disk", "--update-weight-disk-dir", "{}/disk"),
         ("--router-policy", "cache_aware"),
+        ("--actor-num-gpus-per-node", "2", "--tensor-model-parallel-size", "2", "--device", "cpu"),
         ("--partial-rollout", "--over-sampling-batch-size", "3", "--rollout-temperature", "0.7"),
     ],
-    ids=["gloo", "handle", "folder", "router", "partial"],
+    ids=["gloo", "handle", "folder", "router", "ranks", "partial"],
 )
 def test_a_whole_run_trains_on_what_the_server_samples(more, engine, folder, python, request):
+    engine.fleet.until_up()
     run = folder / request.node.callspec.id
     (member,) = engine.fleet.members
     words = settings(
@@ -253,5 +255,7 @@ def test_a_whole_run_trains_on_what_the_server_samples(more, engine, folder, pyt
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows:
-        assert row["train/train_rollout_logprob_abs_diff"] < BOUND
+        # tokens of earlier weights are kept by partial rollouts, and differ
+        if not row["step"] or "--partial-rollout" not in more:
+            assert row["train/train_rollout_logprob_abs_diff"] < BOUND
     assert engine.fleet.line.run(member.server.version()) == "3"

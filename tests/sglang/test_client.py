@@ -32,6 +32,14 @@ async def test_a_request_comes_back_with_tokens_logprobs_and_versions(one, ways)
     assert params["sampling_seed"] == seed_of(SampleKey(seed=1, prompt=2, sample=3))
 
 
+async def test_own_stop_tokens_end_a_request_that_ignores_the_models(one, ways):
+    _, engine = one
+    done = await engine.add(ways.request(stop_token_ids=(110, 107), ignore_eos=True))
+    assert done.tokens_C.tolist() == [105, 106, 107]
+    assert (done.ending, done.matched) == (Ending.STOP, 107)
+    assert len(done.logprobs_C) == len(done.version_C) == 3
+
+
 def test_seeds_differ_by_sample_and_fit_a_server():
     seeds = {seed_of(SampleKey(seed=s, prompt=p, sample=i)) for s in (1, 2) for p in range(20)
              for i in range(8)}  # fmt: skip

@@ -17,6 +17,7 @@ from tandem.runtime.algorithm import teacher_parts
 from tandem.runtime.building import Halves, Known, build_stages, device_of, dtype_name
 from tandem.runtime.devices import start_afresh, take_turns
 from tandem.runtime.halves import FirstOnly, IdleTrainer
+from tandem.runtime.servers import build_server_sync, build_servers, place_of, server_devices
 from tandem.runtime.weights import policy_decoder, reference_parts
 from tandem.sync import CopiedSync, SharedSync
 from tandem.train import LocalTrainer, build_trainer, layout_of
@@ -36,8 +37,9 @@ def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitSta
     An engine that samples while the trainer learns has weights of its own, so that no token is
     ever chosen by weights that are half moved.
     """
-    shares_weights = cfg.sync.asynchronous == "off"
-    if device.type == "cuda" and not shares_weights:
+    has_servers = cfg.engine.rollout_engine == "sglang" and not cfg.debug.debug_train_only
+    shares_weights = cfg.sync.asynchronous == "off" and not has_servers
+    if device.type == "cuda" and cfg.sync.asynchronous != "off" and not has_servers:
         raise ConfigError(
             "train_async.py in one process on a GPU: trainer and engine would take turns on it, "
             "and nothing would be gained; start train.py, or give the engines devices of their "
@@ -49,6 +51,8 @@ def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitSta
         trainer = IdleTrainer(decoder, layout_of(decoder, cfg.batch))
     else:
         trainer = build_learner(cfg, decoder, known, device)
+    if has_servers:
+        return beside_servers(cfg, trainer, decoder, device, stack)
     sampled = decoder if shares_weights else twin(decoder, device)
     engine = build_engine(cfg, sampled, known, device, stack)
     return Halves(
@@ -59,6 +63,28 @@ def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitSta
         sync=build_sync(cfg, engine, decoder),
         devices=build_devices(engine, device),
         dtype=dtype_name(decoder),
+    )
+
+
+def beside_servers(
+    cfg: Config,
+    trainer: LocalTrainer | IdleTrainer,
+    decoder: Decoder,
+    device: torch.device,
+    stack: ExitStack,
+) -> Halves:
+    """The trainer of this process, and SGLang servers that sample."""
+    place = place_of(cfg, device, dtype_name(decoder))
+    engine = build_servers(cfg, place, stack)
+    sync = build_server_sync(cfg, engine, trainer, place.dtype)
+    return Halves(
+        trainer=trainer,
+        layout=trainer.layout,
+        engine=engine,
+        holds=None,
+        sync=FirstOnly(sync) if cfg.debug.debug_rollout_only else sync,
+        devices=server_devices(cfg, engine, place),
+        dtype=place.dtype,
     )
 
 

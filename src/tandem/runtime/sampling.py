@@ -59,7 +59,7 @@ class Sampling:
         self._events, self._max_context = events, max_context
         self._key = cfg.reward.reward_key
         self._source = source
-        door = Door(engine, concurrency=cfg.engine.sglang_server_concurrency)
+        door = Door(engine, concurrency=cfg.engine.sglang_server_concurrency * num_engines(cfg))
         switchboard = Switchboard(engine, door)
         if asks_engine(cfg):
             args = served(cfg, args, switchboard, tokenizer, max_context, events)
@@ -190,6 +190,14 @@ class Sampling:
     def _marking(self) -> Any:
         is_saving = self._cfg.checkpoint.save is not None
         return self._source.mark if is_saving and isinstance(self._source, CustomSource) else None
+
+
+def num_engines(cfg: Config) -> int:
+    """How many engines sample, by the settings; 1 where nothing is said of devices."""
+    addresses, cluster = cfg.rollout.rollout_external_engine_addrs, cfg.cluster
+    if addresses:
+        return len(addresses)
+    return max(1, (cluster.rollout_num_gpus or 1) // cluster.rollout_num_gpus_per_engine)
 
 
 def choice_of(cfg: Config, args: Any) -> Choice:

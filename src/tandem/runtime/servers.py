@@ -1,6 +1,6 @@
 """A trainer in this process, and SGLang servers beside it that sample."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -8,7 +8,9 @@ import torch
 from tandem.config import Config
 from tandem.contracts import Trainer
 from tandem.engine.sglang.client import SglangEngine
+from tandem.engine.sglang.fleet import Carrier
 from tandem.engine.sglang.launch import Place, gives_memory_back, launch
+from tandem.engine.sglang.members import Member
 from tandem.engine.sglang.weights import SglangSync
 from tandem.errors import ConfigError
 from tandem.loop import Devices
@@ -43,10 +45,15 @@ def place_of(cfg: Config, device: torch.device, dtype: str) -> Place:
     )
 
 
-def build_servers(cfg: Config, place: Place, stack: ExitStack) -> SglangEngine:
+def build_servers(
+    cfg: Config,
+    place: Place,
+    stack: ExitStack,
+    brings: Callable[[Sequence[Member]], Carrier] | None = None,
+) -> SglangEngine:
     """The engine over servers that answer; raises EngineError with the last lines of one that
-    ended."""
-    engine = launch(cfg, place)
+    ended. `brings(members)` gives what carries weights; this process does when unset."""
+    engine = launch(cfg, place, brings)
     stack.callback(engine.close)
     for member in engine.fleet.members:
         log.info("%s at %s is starting", member.name, member.server.url)

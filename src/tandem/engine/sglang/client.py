@@ -10,7 +10,7 @@ import numpy as np
 from tandem.engine.sglang.fleet import Fleet
 from tandem.engine.sglang.line import Busy, Line, Lost
 from tandem.engine.sglang.members import Member
-from tandem.engine.sglang.wire import Part, generate_body, joined, read_part
+from tandem.engine.sglang.wire import Part, generate_body, joined, read_part, until_stop
 from tandem.errors import EngineError
 from tandem.types import Completion, Ending, EngineStats, Request, Weights
 
@@ -151,6 +151,7 @@ class SglangEngine:
 
     def _take(self, live: Live, part: Part) -> Ending | None:
         """Adds a part; how the request has ended with it, or None if it goes on."""
+        part = until_stop(part, live.request.sampling)
         live.parts.append(part)
         self._num_generated += len(part.tokens_C)
         self._num_cached += part.num_cached

@@ -132,7 +132,11 @@ class Fleet:
 
     def ready(self) -> list[Member]:
         """The members that may sample now."""
-        return [one for one in self.members if one.is_up and one.version == self.version]
+        return [
+            one
+            for one in self.members
+            if one.is_up and one.is_listed and one.version == self.version
+        ]
 
     def may_sample(self) -> bool:
         """Whether a request may go out; raises what ended the engine."""
@@ -318,7 +322,7 @@ class Fleet:
 
     async def _bring_back(self, member: Member, death: str) -> None:
         """Starts a server anew and gives it the weights that the others have."""
-        member.is_up, member.version = False, None
+        member.is_up, member.is_listed, member.version = False, False, None
         member.num_restarts += 1
         if member.num_restarts > MAX_RESTARTS:
             raise EngineError(f"{member.name} died {member.num_restarts} times; {death}")
@@ -331,13 +335,14 @@ class Fleet:
             if member.version != self.version:
                 await self._catch_up(member)
         await self._register(member)
-        await self.gate.change()
         log.warning("%s is back with weight version %d", member.name, self.version)
 
     async def _register(self, member: Member) -> None:
         if self._router is not None:
             await self._router.until_ready(self.line)
             await self._router.register(self.line, member.server)
+        member.is_listed = True
+        await self.gate.change()
 
     async def _catch_up(self, member: Member) -> None:
         if self._again is None:

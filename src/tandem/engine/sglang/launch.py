@@ -3,7 +3,7 @@
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,16 @@ class Place:
     first_gpu: int  # of this host; an engine takes the next `--rollout-num-gpus-per-engine`
     num_gpus: int  # of all engines
     shares_device: bool  # with the trainer
+    visible: tuple[str, ...] = ()  # the devices that servers see, by their own ids; () for all
 
 
-def launch(cfg: Config, place: Place) -> SglangEngine:
+def launch(
+    cfg: Config, place: Place, brings: Callable[[Sequence[Member]], Carrier] | None = None
+) -> SglangEngine:
     """An engine whose servers are starting; `engine.fleet.until_up()` waits for them.
 
-    Raises ConfigError for flags that the installed SGLang does not have.
+    `brings(members)` gives what carries weights; this process does when unset. Raises ConfigError
+    for flags that the installed SGLang does not have.
     """
     with ExitStack() as stack:
         line = Line()
@@ -55,7 +59,7 @@ def launch(cfg: Config, place: Place) -> SglangEngine:
         fleet = Fleet(
             line,
             members,
-            carrier_of(cfg, line, place, members),
+            carrier_of(cfg, line, place, members) if brings is None else brings(members),
             router=router,
             health=health_of(cfg),
             can_sleep=is_ours and gives_memory_back(cfg, place),
@@ -158,7 +162,10 @@ def _environment(place: Place) -> dict[str, str]:
     if place.is_cpu:
         return {"SGLANG_USE_CPU_ENGINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     # both sides of an NCCL group must agree on it
-    return {"NCCL_CUMEM_ENABLE": "0"}
+    environment = {"NCCL_CUMEM_ENABLE": "0"}
+    if place.visible:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.visible)
+    return environment
 
 
 def _server(line: Line, process: LoggedProcess, cfg: Config) -> Server:

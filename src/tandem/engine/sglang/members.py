@@ -28,6 +28,7 @@ class Member:
     def __init__(self, server: Server, process: Runs | None) -> None:
         self.server, self.process = server, process
         self.is_up = False  # it answers
+        self.is_listed = False  # whoever spreads requests knows its address
         self.version: int | None = None  # of its weights; None when they are of no version
         self.rids: set[str] = set()
         self.num_restarts = 0

@@ -1,5 +1,6 @@
 """One running server and the calls that control it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,15 @@ UPDATE_S = 600.0
 ALL_TAGS = ("weights", "kv_cache", "cuda_graph")
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server is, and how many tensor-parallel ranks it has."""
+
+    url: str
+    name: str
+    num_ranks: int
+
+
 class Server:
     """An address, and what it can be told. Every call raises EngineError."""
 
@@ -23,6 +33,10 @@ class Server:
         """`num_ranks`: of its tensor-parallel ranks, each takes its own handle of a bucket."""
         self.url, self.name, self.num_ranks = url.rstrip("/"), name, num_ranks
         self._line = line
+
+    @property
+    def address(self) -> Address:
+        return Address(self.url, self.name, self.num_ranks)
 
     async def get(self, path: str, *, timeout_s: float = CONTROL_S) -> Any:
         """The reply to a GET."""

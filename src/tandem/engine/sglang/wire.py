@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,27 @@ def read_part(reply: Any, *, wants_logprobs: bool) -> Part:
         matched=finish.get("matched"),
         num_cached=num_cached,
         version=None if version is None else str(version),
+    )
+
+
+def until_stop(part: Part, sampling: Sampling) -> Part:
+    """The part up to the first stop token of the request's own.
+
+    A server that ignores the model's end tokens ignores those of the request too, so what follows
+    one is cut off here.
+    """
+    if not (sampling.ignore_eos and sampling.stop_token_ids):
+        return part
+    (found,) = np.isin(part.tokens_C, sampling.stop_token_ids).nonzero()
+    if not len(found):
+        return part
+    end = int(found[0]) + 1
+    return replace(
+        part,
+        tokens_C=part.tokens_C[:end],
+        logprobs_C=part.logprobs_C[:end],
+        ending=Ending.STOP,
+        matched=int(part.tokens_C[end - 1]),
     )
 
 

@@ -24,6 +24,7 @@ from tandem.runtime.ray.line import Line
 from tandem.runtime.ray.placement import Placement, asked, place
 from tandem.runtime.ray.publish import FleetSync
 from tandem.runtime.ray.rank import Recipe
+from tandem.runtime.ray.servers import beside_servers, server_place
 from tandem.runtime.ray.trainers import TrainerFleet
 from tandem.runtime.ray.watch import Watch
 from tandem.sync import SharedSync
@@ -59,10 +60,14 @@ def build_halves(
         cfg=cfg, shape=known.opened.shape, found=known.found, num_rollout=known.num_rollout
     )
     parts = _Parts(placement, recipe, crew, watch)
-    trainers = build_trainers(parts) if placement.num_trainers else None
-    engines = build_engines(parts, trainers) if placement.engines else None
     device = "cuda" if "GPU" in devices.bundle else "cpu"
     dtype = str(dtype_of(cfg.model.dtype, device)).removeprefix("torch.")
+    if cfg.engine.rollout_engine == "sglang" and not cfg.debug.debug_train_only:
+        # looked at before ranks hold the devices
+        where = server_place(cfg, placement, devices, dtype)
+        return beside_servers(cfg, build_trainers(parts), where, stack)
+    trainers = build_trainers(parts) if placement.num_trainers else None
+    engines = build_engines(parts, trainers) if placement.engines else None
     return Halves(
         trainer=IdleTrainer(None, Layout()) if trainers is None else trainers,
         layout=Layout() if trainers is None else trainers.layout,

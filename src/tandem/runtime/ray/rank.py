@@ -15,6 +15,9 @@ import torch.distributed as dist
 from tandem.checkpoint.find import Found
 from tandem.checkpoint.names import to_hugging_face
 from tandem.config import Config
+from tandem.engine.sglang.launch import Place
+from tandem.engine.sglang.outlet import Outlet
+from tandem.engine.sglang.server import Address
 from tandem.errors import SyncError
 from tandem.models.decoder import Decoder
 from tandem.models.part import sizes_for
@@ -24,7 +27,7 @@ from tandem.runtime.algorithm import load_hooks, teacher_parts
 from tandem.runtime.building import device_of
 from tandem.runtime.weights import policy_parts, reference_parts
 from tandem.train import build_trainer
-from tandem.types import COLUMNS, Batch, Canary, Group, StepStats
+from tandem.types import COLUMNS, Batch, Canary, Group, StepStats, Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +80,8 @@ class Rank:
             hooks=load_hooks(cfg),
         )
         self._version: int | None = None  # of the weights as they are, once they were named
+        self._cfg = cfg
+        self._outlet: Outlet | None = None  # to SGLang servers, of the first rank
 
     @property
     def layout(self) -> Layout:
@@ -116,6 +121,15 @@ class Rank:
             return self.trainer.weights(version).named
         named = ((name, tensor.detach()) for name, tensor in self.decoder.named_parameters())
         return to_hugging_face(self.decoder.shape, named)
+
+    def send(self, addresses: Sequence[Address], version: int, place: Place) -> None:
+        """Sends the weights to SGLang servers, or gives this rank's parts to the one that does."""
+        if self._seat.rank:
+            self.walk(version)
+            return
+        if self._outlet is None:
+            self._outlet = Outlet(self._cfg, place, addresses)
+        self._outlet.send(addresses, Weights(version=version, named=self.named(version)))
 
     def walk(self, version: int) -> None:
         """Takes this rank's part in an export by the first."""
@@ -158,6 +172,8 @@ class Rank:
 
     def close(self) -> None:
         """Leaves the process group."""
+        if self._outlet is not None:
+            self._outlet.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 

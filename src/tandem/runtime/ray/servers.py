@@ -1,6 +1,7 @@
 """SGLang servers beside the ranks of a trainer: on the driver's host, fed by the ranks."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import ray
 
@@ -8,9 +9,11 @@ from tandem.config import Config
 from tandem.engine.sglang.launch import Place
 from tandem.engine.sglang.server import Server
 from tandem.errors import ConfigError
+from tandem.runtime.building import Halves
 from tandem.runtime.ray.cluster import Reserved, in_bundle
 from tandem.runtime.ray.placement import Placement
 from tandem.runtime.ray.trainers import TrainerFleet
+from tandem.runtime.servers import build_server_sync, build_servers, server_devices
 from tandem.types import Weights
 
 
@@ -57,6 +60,20 @@ def server_place(cfg: Config, placement: Placement, devices: Reserved, dtype: st
         num_gpus=len(chosen),
         shares_device=placement.is_shared or cfg.cluster.colocate,
         visible=visible,
+    )
+
+
+def beside_servers(cfg: Config, trainers: TrainerFleet, place: Place, stack: ExitStack) -> Halves:
+    """The ranks, and servers that sample."""
+    engine = build_servers(cfg, place, stack, lambda members: RankCarrier(trainers, place))
+    return Halves(
+        trainer=trainers,
+        layout=trainers.layout,
+        engine=engine,
+        holds=None,
+        sync=build_server_sync(cfg, engine, trainers, place.dtype),
+        devices=server_devices(cfg, engine, place),
+        dtype=place.dtype,
     )
 
 
