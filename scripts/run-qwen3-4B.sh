@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Qwen3-4B with GRPO on DAPO-Math-17k, AIME 2024 held out, on one host with eight GPUs that sampling
-# and training share.
+# Qwen3-4B with GRPO on DAPO-Math-17k, AIME 2024 held out, on GPUs that sampling and training share:
+# all of this host, or NUM_GPUS of it. One GPU is one process; for more, train.py starts Ray on this
+# host by itself, or joins the cluster that RAY_ADDRESS names (docs/cluster.md has several hosts).
 #
 #   bash scripts/run-qwen3-4B.sh [flags that win over those below]
 #
@@ -14,6 +15,8 @@
 set -euo pipefail
 
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+NUM_GPUS="${NUM_GPUS:-$( (nvidia-smi -L 2>/dev/null || echo none) | wc -l)}"
+TENSOR_PARALLEL=$((NUM_GPUS % 2 == 0 ? 2 : 1))
 TANDEM_DATA="${TANDEM_DATA:-$HOME/tandem}"
 HF_CHECKPOINT="${HF_CHECKPOINT:-$TANDEM_DATA/Qwen3-4B}"
 REF_LOAD="${REF_LOAD:-$TANDEM_DATA/Qwen3-4B_torch_dist}"
@@ -57,7 +60,7 @@ EVAL_ARGS=(
 )
 
 PERF_ARGS=(
-   --tensor-model-parallel-size 2
+   --tensor-model-parallel-size "$TENSOR_PARALLEL"
    --sequence-parallel
    --pipeline-model-parallel-size 1
    --context-parallel-size 1
@@ -90,13 +93,13 @@ OPTIMIZER_ARGS=(
 )
 
 SGLANG_ARGS=(
-   --rollout-num-gpus-per-engine 2
+   --rollout-num-gpus-per-engine 1
    --sglang-mem-fraction-static 0.7
 )
 
 MISC_ARGS=(
    --actor-num-nodes 1
-   --actor-num-gpus-per-node 8
+   --actor-num-gpus-per-node "$NUM_GPUS"
    --colocate
    --attention-dropout 0.0
    --hidden-dropout 0.0

@@ -72,3 +72,12 @@ def test_flags_after_the_script_win_and_paths_follow_the_environment(tmp_path):
     assert cfg.model.hf_checkpoint == "/data/Qwen3-4B"
     assert cfg.checkpoint.load == cfg.checkpoint.save == "/data/Qwen3-4B_run"
     assert [(one.name, one.path) for one in cfg.eval.eval_sets] == [("aime", "/held/out.jsonl")]
+
+
+@pytest.mark.parametrize(("count", "runtime"), [("1", "local"), ("3", "ray"), ("8", "ray")])
+def test_the_launch_chooses_its_runtime_by_the_number_of_gpus(count, runtime, tmp_path):
+    script = ROOT / "scripts" / "run-qwen3-4B.sh"
+    _, *words = launched_words(script, tmp_path, environment={"NUM_GPUS": count})
+    cfg, failures = read_config(words)
+    assert failures == ()
+    assert cfg.cluster.runtime == runtime and cfg.cluster.num_trainers == int(count)

@@ -17,7 +17,7 @@ class FleetSync:
     """Publishes to all engines or none; implements `contracts.Sync`."""
 
     def __init__(self, engines: EngineFleet, *, dtype: str) -> None:
-        self._engines = engines
+        self.engines = engines
         self._dtype = dtype
 
     def publish(self, weights: Weights) -> Mapping[str, float]:
@@ -26,7 +26,7 @@ class FleetSync:
         After the error the run stops, so no mixed fleet ever samples.
         """
         started_s = time.perf_counter()
-        self._engines.update(weights)
+        self.engines.update(weights)
         updated_s = time.perf_counter()
         failures = [
             failure
@@ -47,7 +47,7 @@ class FleetSync:
 
     def _shown(self, weights: Weights) -> dict[str, Any]:
         """What each engine shows, by its name."""
-        engines = self._engines
+        engines = self.engines
         count = len(engines.lines)
         digests: list[Any] = [None] * count
         canaries: list[Any] = [None] * count
