@@ -20,6 +20,7 @@ NUM_PARAMETERS = {
     "qwen3-8B": 8_190_735_360,
     "qwen3-14B": 14_768_307_200,
     "qwen3-32B": 32_762_123_264,
+    "qwen3-30B-A3B": 30_532_122_624,
     "qwen2.5-0.5B": 494_032_768,
     "qwen2.5-1.5B": 1_543_714_304,
     "qwen2.5-3B": 3_085_938_688,
@@ -55,6 +56,15 @@ def _config(name: str, told: dict) -> dict:
         "tie_word_embeddings": "--untie-embeddings-and-output-weights" not in told,
         "max_position_embeddings": 32768,
     }
+    if "--num-experts" in told:
+        config |= {
+            "model_type": "qwen3_moe",
+            "num_experts": told["--num-experts"],
+            "num_experts_per_tok": told["--moe-router-topk"],
+            "moe_intermediate_size": told["--moe-ffn-hidden-size"],
+            "norm_topk_prob": True,
+            "mlp_only_layers": [],
+        }
     if "--kv-channels" in told:
         config["head_dim"] = told["--kv-channels"]
     if "--use-rope-scaling" in told:

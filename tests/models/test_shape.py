@@ -94,6 +94,46 @@ def test_forward_flops_of_one_layer_by_hand():
     assert forward_flops(shape, 4) == 384 + 384 + 192 + 512 + 960 + 704
 
 
+QWEN3_30B_A3B = QWEN3_4B | {
+    "model_type": "qwen3_moe",
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+}
+
+
+def test_experts_are_in_the_layers_that_the_config_says():
+    def layers(**changes):
+        return shape_of(QWEN3_30B_A3B | {"num_hidden_layers": 6} | changes).mixture.layers
+
+    assert layers() == (0, 1, 2, 3, 4, 5)
+    assert layers(mlp_only_layers=[0, 3]) == (1, 2, 4, 5)
+    assert layers(decoder_sparse_step=2) == (1, 3, 5)
+    assert shape_of(QWEN3_4B).mixture is None and not shape_of(QWEN3_4B).has_experts(0)
+
+
+def test_both_spellings_of_the_number_of_experts_give_one_shape():
+    other = _without(QWEN3_30B_A3B, "num_experts") | {"num_local_experts": 128}
+    assert shape_of(other) == shape_of(QWEN3_30B_A3B)
+
+
+def test_forward_flops_count_the_experts_that_a_token_takes():
+    small = {"num_hidden_layers": 3, "mlp_only_layers": [1], "intermediate_size": 5}
+    mixed = shape_of(QWEN3_30B_A3B | small)
+    dense = shape_of(_without(QWEN3_4B, "head_dim") | small | {"intermediate_size": 1})
+    per_width = 6 * 4 * 2560
+    rest = forward_flops(dense, 4) - per_width * 3
+    assert forward_flops(mixed, 4) == rest + per_width * (5 + 2 * 8 * 768)
+
+
+def test_a_mixture_without_its_sizes_is_refused():
+    with pytest.raises(ConfigError, match="lacks num_experts, num_experts_per_tok"):
+        shape_of(_without(QWEN3_30B_A3B, "num_experts", "num_experts_per_tok"))
+    with pytest.raises(ConfigError, match="there are 128 experts to choose from"):
+        shape_of(QWEN3_30B_A3B | {"num_experts_per_tok": 129})
+
+
 def test_unknown_family_is_named_with_the_known_ones():
     with pytest.raises(
         ConfigError, match="'gpt2' is not implemented; known are llama, qwen2, qwen2_moe, qwen3"
