@@ -111,6 +111,7 @@ class Group:
     values: tuple[np.ndarray, ...] | None = None
     advantages: tuple[np.ndarray, ...] | None = None
     returns: tuple[np.ndarray, ...] | None = None
+    scores: tuple[float, ...] | None = None  # rewards that advantages started from, one a sample
     stays: tuple[np.ndarray, ...] | None = None
     """Bool: tokens that a hook left in the loss. Its denominators count the others, too."""
 
@@ -235,6 +236,7 @@ class Request:
     sampling: Sampling
     key: SampleKey
     group: str | None = None
+    num_written: int = 0  # of its last tokens: written before; a stop string may begin there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

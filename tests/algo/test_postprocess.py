@@ -29,6 +29,7 @@ def test_it_sees_columns_and_its_changes_are_taken_over(make_group):
     (done,) = changed_by(change, [group])
     for before_T, after_T in zip(plain.advantages, done.advantages, strict=True):
         assert np.allclose(after_T, 2 * before_T)
+    assert plain.scores == pytest.approx(seen["rewards"])
     assert seen["raw_reward"] == [1.0, 0.0, 0.0] and sum(seen["rewards"]) == pytest.approx(0)
     lengths = seen["response_lengths"]
     for name in ("loss_masks", "advantages", "rollout_log_probs"):

@@ -1,5 +1,7 @@
 """When sequences end, and what ends them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -90,6 +92,21 @@ def test_a_stop_string_ends_a_sequence_among_others_that_go_on(engine_of, ask):
     assert length <= 13
     assert stop in tokenizer.decode(done[2].tokens_C.tolist())
     assert stop not in tokenizer.decode(done[2].tokens_C[:-1].tolist())
+
+
+def test_a_stop_string_that_began_before_an_interruption_is_found(engine_of, ask):
+    tokenizer = Letters()
+    (free,) = engine_of().generate([ask(2, max_new_tokens=40)])
+    stop = tokenizer.decode(free.tokens_C[10:13].tolist())
+    (whole,) = engine_of(tokenizer=tokenizer).generate([ask(2, max_new_tokens=40, stop=(stop,))])
+    length = len(whole.tokens_C)
+    first = ask(2, max_new_tokens=40)
+    begun_T = np.concatenate([first.tokens_T, whole.tokens_C[:-1]])
+    later = ask(2, max_new_tokens=40 - length + 1, stop=(stop,))
+    later = replace(later, tokens_T=begun_T, num_written=length - 1)
+    (rest,) = engine_of(tokenizer=tokenizer).generate([later])
+    assert rest.tokens_C.tolist() == whole.tokens_C[-1:].tolist()
+    assert rest.matched == stop and rest.ending is Ending.STOP
 
 
 def test_no_sequence_ends_before_its_least_length(engine_of, ask):

@@ -125,6 +125,9 @@ def test_training_alone_learns_from_supervised_data_without_an_engine(tiny, tmp_
         --save-debug-rollout-data {tmp_path}/{DUMP} --progress off
     """.split()
     digest = drive(words).trainer.state_digest()
+    (row, *_) = [row for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert "rollout/response_len/mean" in row
+    assert not {"rollout/raw_reward", "rollout/truncated_ratio"} & set(row)  # nobody judged it
     words[words.index("--save") + 1] = f"{tmp_path}/alone"
     assert drive([*words, "--debug-train-only"]).trainer.state_digest() == digest
     replay = ("--load-debug-rollout-data", f"{tmp_path}/{DUMP}")

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 DRIVE = Path(__file__).with_name("drive.py")
 spec = importlib.util.spec_from_file_location("drive", DRIVE)
@@ -38,6 +39,17 @@ def test_three_and_three_rollouts_equal_six(tiny, straight, tmp_path):
     driver.drive(journal, "never", tiny.argv(tmp_path / "run", num_rollout=3))
     digest = driver.drive(journal, "never", tiny.argv(tmp_path / "run"))
     assert (rollouts_of(journal), digest) == straight
+
+
+def test_going_on_with_other_threads_is_warned_of(tiny, tmp_path, caplog):
+    argv = tiny.argv(tmp_path / "run", num_rollout=1)
+    driver.drive(tmp_path / "journal", "never", argv)
+    driver.drive(tmp_path / "journal", "never", tiny.argv(tmp_path / "run", num_rollout=2))
+    assert "its bits will differ" not in caplog.text
+    torch.set_num_threads(2)
+    driver.drive(tmp_path / "journal", "never", tiny.argv(tmp_path / "run", num_rollout=3))
+    torch.set_num_threads(1)
+    assert "saved by a process of 1 threads and goes on with 2" in caplog.text
 
 
 @pytest.mark.parametrize("moment", ["rollout:2", "train:3", "save:2"])

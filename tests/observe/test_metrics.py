@@ -120,10 +120,11 @@ def test_training_metrics_use_the_dialects_names_and_leave_absent_columns_out(sa
         "old_logprobs": (np.array([0, 0, -1.0, -1.0, -4.0]),),
         "advantages": (np.array([0, 0, 0.5, 0.5, 0.5]),),
     }
-    assert training_metrics([group(0, [one], **columns)]) == {
+    assert training_metrics([group(0, [one], **columns, scores=(0.25,))]) == {
         "rollout/response_lengths": 3,
         "rollout/total_lengths": 5,
         "rollout/truncated": 1,
+        "rollout/rewards": 0.25,
         "rollout/rollout_log_probs": -2,
         "rollout/log_probs": -2,
         "rollout/advantages": 0.5,

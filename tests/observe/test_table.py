@@ -54,6 +54,7 @@ def test_step_line_shows_what_the_step_has_and_nothing_else():
         "step 3/10 | reward 0.412 | eval aime 0.250 | len 1.0k | cut 3% | loss nan | total 21.2s"
     )
     assert step_line({"step": 0}, 10) == "step 0/10"
+    assert step_line({"step": 7}, 0) == "step 7"  # an evaluation alone
 
 
 def test_evaluated_sets_are_told_from_numbers_about_them():

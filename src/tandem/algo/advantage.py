@@ -46,6 +46,10 @@ def advantage(
         estimated = [
             estimator(group, scores_G, cfg) for group, scores_G in zip(groups, scores, strict=True)
         ]
+    estimated = [
+        replace(group, scores=tuple(map(float, scores_G)))
+        for group, scores_G in zip(estimated, scores, strict=True)
+    ]
     if cfg.use_opd:
         estimated = [distilled(group, cfg) for group in estimated]
     done = whiten(estimated) if cfg.normalize_advantages else tuple(estimated)

@@ -87,6 +87,9 @@ def training_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "truncated": _share(sample.ending is Ending.LENGTH for _, sample in pairs),
         "rollout_log_probs": rollout_mean(groups, [_engine_logprobs(group) for group in groups]),
     }
+    scores = [score for group in groups for score in group.scores or ()]
+    if scores:
+        metrics["rewards"] = float(np.mean(scores))
     for name, field in TRAINER_COLUMNS.items():
         columns = [getattr(group, field) for group in groups]
         if all(column is not None for column in columns):

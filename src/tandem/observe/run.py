@@ -52,6 +52,9 @@ LEARNING_SPANS = ("annotate", "advantage", "pack", "train")
 LAST_OF_ROWS = ("train/lr", "train/step")
 """Metrics of optimizer steps whose mean says nothing."""
 
+LEARNED_FROM = ("rollout/response_len", "rollout/repetition_frac")
+"""Metrics of a rollout that also say something of texts that are imitated."""
+
 FAMILIES = frozenset({"rollout", "train", "eval", "perf", "passrate", "multi_turn"})
 """What metric names begin with."""
 
@@ -189,8 +192,11 @@ class RunLog:
         observe, groups = self._config.observe, rollout.groups
         samples = [sample for group in groups for sample in group.samples]
         seconds = rollout.metrics.get("perf/rollout_time", 0.0)
+        told = metrics.rollout_metrics(groups, category_key=observe.log_reward_category)
+        if self._config.algo.loss_type == "sft_loss":  # nobody judged it, and nothing was cut off
+            told = {name: value for name, value in told.items() if name.startswith(LEARNED_FROM)}
         return {
-            **metrics.rollout_metrics(groups, category_key=observe.log_reward_category),
+            **told,
             "rollout/num_samples": len(samples),
             "rollout/num_tokens": sum(sample.num_sampled for sample in samples),
             **_chosen_metrics(observe, groups),

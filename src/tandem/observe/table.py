@@ -230,7 +230,7 @@ COLUMNS = (
 
 
 def _place(row: Row, num_steps: int) -> str:
-    return f"{row['step']}/{num_steps}"
+    return f"{row['step']}/{num_steps}" if num_steps else str(row["step"])
 
 
 def _make_bars(console: "Console | None") -> "Progress":

@@ -100,6 +100,7 @@ def request_for(prompt: Prompt, sample: Sample, sampling: Sampling, *, seed: int
         ),
         key=SampleKey(seed=seed, prompt=prompt.index, sample=sample.position),
         group=f"{seed}-{prompt.index}",
+        num_written=sample.num_sampled,
     )
 
 

@@ -152,6 +152,7 @@ class Core:
         if matched is None and self._rows.has_own_stops_S[slot]:
             written_C = np.concatenate([sequence.brought_C, written_C])
             if len(written_C) >= sampling.min_new_tokens:
+                written_C = np.concatenate([sequence.written_before_C, written_C])
                 matched = self._stops.matched(sampling, written_C)
         if matched is not None:
             self._finish(sequence, Ending.STOP, matched)

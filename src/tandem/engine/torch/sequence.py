@@ -53,6 +53,12 @@ class Sequence:
             [np.zeros(0, np.int32), *(tokens_C for tokens_C, _, _ in self._written)]
         )
 
+    @property
+    def written_before_C(self) -> np.ndarray:
+        """The tokens of the request that were written before an interruption."""
+        request = self.request
+        return request.tokens_T[len(request.tokens_T) - request.num_written :]
+
     def keep(self, tokens_C: np.ndarray, logprobs_C: np.ndarray, version_C: np.ndarray) -> None:
         """Takes what was written in a slot that it leaves."""
         if len(tokens_C):

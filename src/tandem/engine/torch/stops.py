@@ -24,8 +24,8 @@ class Decodes(Protocol):
 class Stops:
     """Finds stop tokens and stop strings.
 
-    Stop strings are looked for in new tokens only (those of this request), and a match may end
-    inside the newest token's text. Only the tail is decoded, and only after a token whose own text
+    Stop strings are looked for in what was written, now or before an interruption
+    (`Request.num_written`), not in prompts, and a match may end inside the newest token's text. Only the tail is decoded, and only after a token whose own text
     holds the last character of a stop string.
     """
 
