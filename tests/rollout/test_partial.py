@@ -1,6 +1,7 @@
 """Partial rollouts: what is cut off waits and goes on from where it was."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,19 @@ def test_groups_survive_as_bytes(stage_of, engine_of, reward_of):
             assert again.tokens_T.dtype == np.int32 and again.sampled_T.dtype == bool
             assert again.logprobs_T.dtype == np.float32 and sample.rollout == again.rollout
     assert decode(encode(())) == ()
+
+
+def test_the_experts_of_samples_survive_as_bytes(stage_of, engine_of, reward_of):
+    stage = partial(stage_of, engine_of(length_of), reward_of(plain_reward))
+    stage.collect(0)
+    group = stage.state()["leftovers"][0]
+    first, *others = group.samples
+    experts_TLk = np.arange(first.num_tokens * 6, dtype=np.int16).reshape(-1, 3, 2) - 1
+    first = replace(first, experts_TLk=experts_TLk)
+    (back,) = decode(encode([replace(group, samples=(first, *others))]))
+    assert (back.samples[0].experts_TLk == experts_TLk).all()
+    assert back.samples[0].experts_TLk.dtype == np.int16
+    assert all(sample.experts_TLk is None for sample in back.samples[1:])
 
 
 def test_metadata_that_cannot_be_saved_is_named(stage_of, engine_of, reward_of):
