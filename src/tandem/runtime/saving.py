@@ -1,11 +1,8 @@
 """What a checkpoint of a run holds, and how a run goes on from one."""
 
 import logging
-import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
-
-import torch
 
 import torch
 
@@ -16,8 +13,6 @@ from tandem.errors import CheckpointError
 from tandem.loop_async import AHEAD, Ahead
 from tandem.rollout import LEFTOVERS, decode, encode
 from tandem.types import Rollout
-
-log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +38,6 @@ class Saver:
         place = dict(sampler_state)
         leftovers, ahead = place.pop(LEFTOVERS, ()), place.pop(AHEAD, None)
         extra: dict[str, Any] = {SAMPLER: place, SETTINGS: self._settings}
-        extra[THREADS] = torch.get_num_threads()
         extra[THREADS] = torch.get_num_threads()
         if leftovers:
             extra[BUFFER] = encode(leftovers)
@@ -79,7 +73,6 @@ def resume(found: Found, trainer: Resumable, sampler: Sampler, *, with_optimizer
     load = trainer.load if with_optimizer else trainer.load_weights
     extra = load(found.path, found.iteration)
     _compare_threads(extra.get(THREADS))
-    _compare_threads(extra.get(THREADS))
     has_place = bool(extra.get(SAMPLER))
     if sampler.state() and not has_place:
         raise CheckpointError(
@@ -95,18 +88,6 @@ def resume(found: Found, trainer: Resumable, sampler: Sampler, *, with_optimizer
         else:  # judged groups that wait go on as they are
             state[LEFTOVERS] = (*groups, *state[LEFTOVERS])
     sampler.restore(state)
-
-
-def _compare_threads(before: int | None) -> None:
-    now = torch.get_num_threads()
-    if before is not None and before != now and not torch.cuda.is_available():
-        log.warning(
-            "this run was saved by a process of %d threads and goes on with %d: sums are split "
-            "otherwise, so its bits will differ; set OMP_NUM_THREADS=%d to repeat them",
-            before,
-            now,
-            before,
-        )
 
 
 def _compare_threads(before: int | None) -> None:
