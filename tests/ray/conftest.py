@@ -55,8 +55,9 @@ def cluster():
     """A Ray on this host that several runs share."""
     import ray
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    from tandem.runtime.ray.cluster import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -223,7 +223,13 @@ def build_reward(cfg: Config, stack: ExitStack) -> RewardStage:
 def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
     """The run's log, with everything said that a user must know before the first step."""
     assert cfg.observe.run_dir is not None, "resolve names a run folder"
-    log = RunLog(Path(cfg.observe.run_dir), cfg, start=start, num_rollout=num_rollout)
+    log = RunLog(
+        Path(cfg.observe.run_dir),
+        cfg,
+        start=start,
+        num_rollout=num_rollout,
+        num_devices=cfg.cluster.rollout_num_gpus or 1,
+    )
     log.note(f"run folder: {cfg.observe.run_dir}")
     if found.is_fallback:
         log.warn(found.message)

@@ -74,7 +74,7 @@ def build_halves(
         engine=engines,
         holds=None,
         sync=build_sync(trainers, engines, dtype),
-        devices=Devices() if engines is None else Devices(sampling=partial(afresh, engines)),
+        devices=build_devices(parts, trainers, engines, device),
         dtype=dtype,
     )
 
@@ -145,6 +145,30 @@ def build_sync(trainers: TrainerFleet | None, engines: EngineFleet | None, dtype
     if trainers is None or engines is None:
         return SharedSync([], dtype=dtype)
     return FleetSync(engines, dtype=dtype)
+
+
+def build_devices(
+    parts: _Parts, trainers: TrainerFleet | None, engines: EngineFleet | None, device: str
+) -> Devices:
+    """Whose turn it is on shared devices."""
+    if engines is None:
+        return Devices()
+    gives_back = parts.recipe.cfg.cluster.offload_rollout and device == "cuda"
+    if trainers is None or not parts.placement.is_shared or not gives_back:
+        return Devices(sampling=partial(afresh, engines))
+    return Devices(sampling=partial(in_turns, trainers, engines))
+
+
+@contextmanager
+def in_turns(trainers: TrainerFleet, engines: EngineFleet) -> Iterator[None]:
+    """The caches are there only while the engines sample; see `runtime.devices.take_turns`."""
+    trainers.trim()
+    engines.wake()
+    try:
+        yield
+    finally:
+        if not engines.stats().num_running:
+            engines.sleep()
 
 
 @contextmanager

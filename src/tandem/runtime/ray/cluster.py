@@ -27,6 +27,14 @@ ADDRESS = "RAY_ADDRESS"
 """The environment variable that names a running cluster; `ray job submit` sets it."""
 
 
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no report to Ray's makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # nor a warning about what a driver sees of GPUs
+    "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the host go before training
+}
+"""What Ray is started with, unless the environment says otherwise."""
+
+
 @contextmanager
 def joined(num_devices: int, device: str) -> Iterator[bool]:
     """Whether devices are GPUs, within a connection to the cluster.
@@ -38,9 +46,8 @@ def joined(num_devices: int, device: str) -> Iterator[bool]:
     if ray.is_initialized():
         yield _has_gpu(device)
         return
-    # no report to Ray's makers, and no reset of what a process sees of the devices
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"address": os.environ.get(ADDRESS) or "local"}
     if options["address"] == "local":
         options["include_dashboard"] = False
