@@ -123,7 +123,7 @@ def test_balanced_rows_are_even_where_that_keeps_to_the_budget():
     two = Layout(data_size=2)
     # first fit gives 9 and 3 tokens
     (step,) = planned([3, 3, 3, 3], layout=two, **more)
-    assert sorted(step.ranks) == [((0, 2),), ((1, 3),)]
+    assert [[len(row) for row in rank] for rank in step.ranks] == [[2], [2]]
     # even in cost would be 12 tokens in a row, which is over the budget
     squares = Layout(data_size=2, sequence_cost=lambda length: length**2)
     (step,) = planned([8, *[2] * 6], layout=squares, **more)

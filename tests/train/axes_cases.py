@@ -8,7 +8,7 @@ FOLDER/RANK.txt, a line each; what several processes say is compared with what t
 
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from tandem.algo import advantage
+from tandem.checkpoint.pieces import as_pieces
 from tandem.config import AlgoConfig, BatchConfig, OptimConfig, ParallelConfig
 from tandem.kernels.digest import digest_all
 from tandem.models.decoder import Decoder, Recompute
@@ -27,7 +28,10 @@ from tandem.models.shape import Shape
 from tandem.packing import pack
 from tandem.parallel import Mesh, make_mesh, sizes_of
 from tandem.parallel.mesh import AXES
-from tandem.train import Learning, LocalTrainer, layout_of, schedule_of
+from tandem.train import Beside, Learning, LocalTrainer, layout_of, schedule_of
+from tandem.train.critic import Critic, ValueModel
+from tandem.train.descent import Descent
+from tandem.train.lora import TARGETS, Adapters
 from tandem.types import Ending, Group, Prompt, Sample
 
 SHAPE = Shape(
@@ -67,6 +71,7 @@ class Task:
     optim: dict[str, Any] = field(default_factory=dict)
     shape: dict[str, Any] = field(default_factory=dict)
     recompute: Recompute | None = None
+    has_adapters: bool = False
 
 
 DYNAMIC = {"use_dynamic_batch_size": True, "max_tokens_per_gpu": 48, "balance_data": True}
@@ -102,6 +107,15 @@ EXPERTS = {
     ),
 }
 """What is learned where a place says how experts are divided; elsewhere it is `TASKS`."""
+COMPANIONS = {
+    "ppo": Task(
+        algo={"advantage_estimator": "ppo", "keep_old_actor": True, "value_clip": 0.01},
+        batch=DYNAMIC,
+    ),
+    "lora": Task(algo=FULL, batch=DYNAMIC, optim={"lr": 3e-2}, has_adapters=True),
+}
+"""What is learned beside them where a place has the key `companions`."""
+ALL = TASKS | EXPERTS | COMPANIONS
 
 ROUNDING = 1e-6
 """Of means of differences between log-probs near 5, which round by 2.4e-7 each."""
@@ -117,13 +131,14 @@ class Learned:
     weights: dict[str, np.ndarray]
     digests_are_of_weights: bool
     canary: np.ndarray
+    state: dict[str, np.ndarray]  # what a checkpoint holds, whole; empty where none was written
 
 
-def learn(task: Task, mesh: Mesh, parallel: dict[str, Any], dtype=torch.float32) -> Learned:
-    """Two optimizer steps on one rollout."""
+def learn(task: Task, mesh: Mesh, parallel: dict[str, Any], folder: Path | None = None) -> Learned:
+    """Two optimizer steps on one rollout; with a folder, saved there and read by one process."""
     shape = replace(SHAPE, **task.shape)
-    cfg = ParallelConfig(**parallel)
-    trainer = make_trainer(task, shape, mesh, cfg, dtype)
+    trainer = make_trainer(task, shape, mesh, ParallelConfig(**parallel))
+    trainer.weights(0)
     learning = trainer._learning
     groups = trainer.annotate(make_groups())
     steps = pack(advantage(groups, learning.algo), trainer.layout, learning.batch, learning.algo)
@@ -132,6 +147,13 @@ def learn(task: Task, mesh: Mesh, parallel: dict[str, Any], dtype=torch.float32)
     walked = {name: tensor.clone() for name, tensor in weights.named}
     named = {name: tensor.float().numpy() for name, tensor in walked.items()}
     are_proven = weights.is_shared or weights.digests == digest_all(walked.items())
+    whole = trainer if mesh.sizes.world == 1 else None
+    if folder is not None:
+        trainer.save(folder, 1, {})
+        whole = make_trainer(task, shape, Mesh(), ParallelConfig())
+        whole.load(folder)
+        read = dict(whole.weights(1).named)
+        are_proven &= all(torch.equal(read[name], tensor) for name, tensor in walked.items())
     columns = [column_T for group in groups for column_T in group.old_logprobs or ()]
     return Learned(
         rows=tuple(dict(row) for row in stats.rows),
@@ -140,14 +162,21 @@ def learn(task: Task, mesh: Mesh, parallel: dict[str, Any], dtype=torch.float32)
         weights=named,
         digests_are_of_weights=are_proven,
         canary=weights.canary.logprobs_T,
+        state={} if whole is None else whole_state(whole),
     )
 
 
-def make_trainer(task: Task, shape: Shape, mesh: Mesh, cfg: ParallelConfig, dtype) -> LocalTrainer:
+def whole_state(trainer: LocalTrainer) -> dict[str, np.ndarray]:
+    """A copy of everything that a checkpoint of one process holds."""
+    pieces = as_pieces(trainer.pieces())
+    return {name: piece.tensor.clone().numpy() for name, piece in pieces.items()}
+
+
+def make_trainer(task: Task, shape: Shape, mesh: Mesh, cfg: ParallelConfig) -> LocalTrainer:
     """A trainer on this process's parts of the policy."""
 
     def decoders(seed: int) -> list[Decoder]:
-        made = [Decoder(shape, dtype, "cpu", part) for part in parts_of(shape, mesh, cfg)]
+        made = [Decoder(shape, torch.float32, "cpu", part) for part in parts_of(shape, mesh, cfg)]
         for decoder in made:
             decoder.init_random(seed)
             with torch.no_grad():
@@ -157,6 +186,9 @@ def make_trainer(task: Task, shape: Shape, mesh: Mesh, cfg: ParallelConfig, dtyp
         return made
 
     policy = decoders(0)
+    adapters = critic = None
+    if task.has_adapters:
+        adapters = Adapters(policy[0], rank=2, alpha=4.0, targets=TARGETS, seed=0)
     batch = BatchConfig(global_batch_size=NUM_GROUPS * NUM_SAMPLES // 2, **task.batch)
     # a large eps: Adam divides by it, and would make much of the rounding of a tiny gradient
     optim = OptimConfig(
@@ -176,7 +208,22 @@ def make_trainer(task: Task, shape: Shape, mesh: Mesh, cfg: ParallelConfig, dtyp
         recompute=task.recompute,
     )
     reference = decoders(1) if learning.algo.has_reference else None
-    return LocalTrainer(policy, learning, reference)
+    if learning.algo.has_critic:
+        model = ValueModel(policy[0])
+        critic = Critic(
+            model,
+            Descent(
+                model.named_parameters(),
+                optim,
+                learning.schedule,
+                8,
+                spreads=model.spreads(),
+                mesh=mesh,
+            ),
+            None,
+        )
+    beside = Beside(reference=reference, critic=critic, adapters=adapters)
+    return LocalTrainer(policy, learning, beside=beside)
 
 
 def make_groups() -> list[Group]:
@@ -232,8 +279,10 @@ def differences(found: Learned, wanted: Learned) -> list[str]:
         lines.append(f"weights {sorted(set(found.weights) ^ set(wanted.weights))}")
     else:
         arrays += [(name, found.weights[name], w) for name, w in wanted.weights.items()]
+    if found.state:
+        arrays += [(name, found.state[name], w) for name, w in wanted.state.items()]
     for name, got, right in arrays:
-        error = np.abs(got - right).max() / np.abs(right).max()
+        error = np.abs(got - right).max() / (np.abs(right).max() or 1.0)
         if not error <= 1e-5:
             lines.append(f"{name} differs by {error:.2g} of its largest entry")
     return lines
@@ -247,16 +296,21 @@ def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]])
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=120),
+        timeout=timedelta(minutes=20),  # of a busy machine
     )
-    wanted = {name: learn(task, Mesh(), {}) for name, task in (TASKS | EXPERTS).items()}
+    wanted = {name: learn(task, Mesh(), {}) for name, task in ALL.items()}
     with (folder / f"{rank}.txt").open("w", encoding="utf-8") as file:
         for where, place in places.items():
             sizes = {name: size for name, size in place.items() if name in AXES}
-            parallel = {name: value for name, value in place.items() if name not in AXES}
+            known = {entry.name for entry in fields(ParallelConfig)}
+            parallel = {name: value for name, value in place.items() if name in known}
+            tasks = EXPERTS if "expert" in place else TASKS
+            if place.get("companions"):
+                tasks = tasks | {name: COMPANIONS[name] for name in place["companions"]}
             mesh = make_mesh(rank, sizes_of(world, **sizes), dist.new_group)
-            for name, task in (EXPERTS if "expert" in place else TASKS).items():
-                found = learn(task, mesh, parallel)
+            for name, task in tasks.items():
+                saved = folder / f"{where} {name}" if place.get("saves") else None
+                found = learn(task, mesh, parallel, saved)
                 for line in differences(found, wanted[name]):
                     file.write(f"{where}, {name}: {line}\n")
             file.write(f"ran {where}\n")

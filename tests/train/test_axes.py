@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ SEQUENCE = {"tensor": 2, "sequence_parallel": True}
 
 PLACES = {
     2: {
-        "dp2": {},
-        "cp2": {"context": 2},
+        "dp2": {"companions": ["ppo", "lora"]},
+        "cp2": {"context": 2, "companions": ["ppo", "lora"]},
         "tp2": {"tensor": 2},
-        "tp2 sp": SEQUENCE,
+        "tp2 sp": {**SEQUENCE, "companions": ["ppo"]},
         "pp2": {"pipeline": 2},
         "pp2 uneven": {"pipeline": 2, "decoder_first_pipeline_num_layers": 1},
         "pp2 interleaved": {"pipeline": 2, "num_virtual_stages_per_pipeline_rank": 2},
@@ -26,11 +27,11 @@ PLACES = {
         "cp2 ep2": {"context": 2, "expert": 2},
     },
     4: {
-        "tp2 pp2": {**SEQUENCE, "pipeline": 2},
-        "dp2 cp2": {"context": 2},
+        "tp2 pp2": {**SEQUENCE, "pipeline": 2, "saves": True},
+        "dp2 cp2": {"context": 2, "companions": ["ppo", "lora"], "saves": True},
         "dp2 tp2": {"tensor": 2},
         "dp2 pp2": {"pipeline": 2},
-        "dp2 ep2": {"expert": 2},
+        "dp2 ep2": {"expert": 2, "saves": True},
         "dp2 tp2 ep2 etp2": {**SEQUENCE, "expert": 2, "expert_tensor": 2},
         "pp2 ep2": {"pipeline": 2, "expert": 2},
     },
@@ -50,14 +51,17 @@ def run(world: int, folder: Path) -> list[list[str]]:
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(rank), *line],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=(folder / f"{rank}.err").open("w"),
         )
         for rank in range(world)
     ]
-    errors = [process.communicate()[1] for process in running]
-    codes = [process.returncode for process in running]
-    assert codes == [0] * world, "\n".join(error[-3000:] for error in errors)
+    while any(process.poll() is None for process in running):
+        if any(process.poll() for process in running):
+            for process in running:  # the others would wait for the one that failed
+                process.kill()
+        time.sleep(0.1)
+    errors = [(folder / f"{rank}.err").read_text()[-3000:] for rank in range(world)]
+    assert not any(process.returncode for process in running), "\n".join(errors)
     return [(folder / f"{rank}.txt").read_text().splitlines() for rank in range(world)]
 
 
