@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent import HIGHEST, MAX_GUESSES, TASK, hint
 
-NUM_WARMUP = 16384
+NUM_WARMUP = 8192
 NUM_TRAIN = 900
 
 

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
 RUN=${RUN:-runs/openai-agent-$(date +%Y%m%d-%H%M%S)}
-NUM_ROLLOUT=${NUM_ROLLOUT:-40}
+NUM_ROLLOUT=${NUM_ROLLOUT:-20}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 MODEL_ARGS=(
@@ -36,14 +36,14 @@ AGENT_ARGS=(
    --custom-generate-function-path examples.openai_agent.trained.generate
    --prompt-data "$RUN/data/train.jsonl" --input-key prompt --label-key label
    --apply-chat-template --rollout-shuffle --rollout-max-response-len 64
-   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size 15 --n-samples-per-prompt 16
+   --num-rollout "$NUM_ROLLOUT" --rollout-batch-size 10 --n-samples-per-prompt 16
    --num-steps-per-rollout 1 --rollout-temperature 1.0
-   --eval-prompt-data secrets "$RUN/data/secrets.jsonl" --eval-interval 20
+   --eval-prompt-data secrets "$RUN/data/secrets.jsonl" --eval-interval 10
    --n-samples-per-eval-prompt 32
 )
 GRPO_ARGS=(
    --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --entropy-coef 0.00
-   --lr 4e-4 --lr-decay-style constant --lr-warmup-iters 10
+   --lr 1.5e-3 --lr-decay-style constant --lr-warmup-iters 10
 )
 
 echo "== games, and a model from nothing"
