@@ -82,6 +82,7 @@ def main() -> None:
         facts |= given_back(servers, sync, decoder, device)
         if options.kill:
             facts |= killed(servers, decoder, shape, scale)
+        servers.sleep()
         embedded.wake()
         facts |= agreement(decoder, embedded, pairs[:NUM_AGREEING])
     w1.report("engines", rows, options.out, flags=options.flags, **facts)

@@ -11,6 +11,7 @@ from tandem.errors import EngineError
 
 CONTROL_S = 120.0
 """For a call that ought to take milliseconds; a hung server is dead."""
+FLUSH_S = 10.0
 UPDATE_S = 600.0
 """For reading weights, from a folder too."""
 
@@ -75,8 +76,8 @@ class Server:
         await self.post("/continue_generation", {"torch_empty_cache": False})
 
     async def flush(self) -> None:
-        """Drops every cached prefix; refused while anything runs or waits."""
-        await self.post("/flush_cache", None)
+        """Drops every cached prefix; waits for what is just ending, refused while more goes on."""
+        await self.post(f"/flush_cache?timeout={FLUSH_S:g}", None)
 
     async def release_memory(self) -> None:
         """Gives weights, cache and graphs back to the device; what they held is lost."""
