@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tandem.engine.torch.grouping import find_groups, suffixes
+from tandem.engine.torch.grouping import end_together, find_groups, suffixes
 
 
 def groups_of(table, full, ranks):
@@ -28,6 +28,12 @@ def test_equal_blocks_of_other_ranks_are_left_apart():
 def test_a_row_of_the_rank_that_shares_nothing_ends_a_run():
     table = [[4, 1], [4, 2], [8, 3], [4, 6], [4, 7]]
     assert groups_of(table, [1] * 5, [0] * 5) == ([0, 2, 3, 5], [1, 0, 1])
+
+
+def test_what_is_shared_can_end_where_a_run_of_blocks_does():
+    table = np.array([[4, 5, 6, 1], [4, 5, 6, 2], [9, 3, 0, 0], [9, 4, 0, 0]], np.int32)
+    groups = find_groups(table, np.array([3, 3, 2, 2]), np.array([0, 0, 1, 1]))
+    assert end_together(groups, 2).shared_R.tolist() == [2, 2, 0, 0]
 
 
 def test_one_row_shares_nothing():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tandem.kernels.device import FLASH_4_HEADS, has_flash_attention_4, is_half
+from tandem.kernels.device import ORDERED_HEADS, has_triton, is_half
 
 
 class Keys(NamedTuple):
@@ -32,15 +32,16 @@ def packed_attention(
 
     `bounds_S` holds S + 1 cumulative lengths (int32), `longest` the longest length, `scale` is
     1 / sqrt(H) unless given. Query head n reads key head n // (N / K). The bits of a sequence do
-    not depend on the others of its row. With `keys` the queries of a sequence are the last ones of
-    its keys, whose cumulative lengths these are.
+    not depend on the others of its row; on CUDA, in bf16 or fp16 and for `ORDERED_HEADS`, they are
+    those that `paged` gives for the same tokens. With `keys` the queries of a sequence are the last
+    ones of its keys, whose cumulative lengths these are.
     """
     if not (q_TNH.is_cuda and is_half(q_TNH)):
         if keys is not None:
             return _suffixes(q_TNH, k_TKH, v_TKH, bounds_S, keys.bounds_S, scale)
         return _by_length(q_TNH, k_TKH, v_TKH, bounds_S, scale)
     keys = Keys(bounds_S, longest) if keys is None else keys
-    if has_flash_attention_4() and q_TNH.shape[-1] in FLASH_4_HEADS:
+    if has_triton() and q_TNH.shape[-1] in ORDERED_HEADS:
         from tandem.kernels.cuda import flash
 
         return flash.packed_attention(q_TNH, k_TKH, v_TKH, bounds_S, longest, keys, scale)
@@ -56,7 +57,7 @@ def _varlen(
     keys: Keys,
     scale: float | None,
 ) -> Tensor:
-    """FlashAttention 2, which torch brings along."""
+    """FlashAttention 2, which torch brings along, for what our kernel does not serve."""
     from torch.nn.attention.varlen import varlen_attn
 
     how: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}  # -1, 0: causal

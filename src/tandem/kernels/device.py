@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 FLASH_4_HEADS = (64, 96, 128)
-"""Head sizes that FlashAttention 4 serves on Hopper."""
+"""Head sizes whose backward pass FlashAttention 4 serves on Hopper."""
 
-DECODE_HEADS = (16, 32, 64, 128, 256)
-"""Head sizes that our decode kernel serves: a tensor core takes no less, Triton powers of two."""
+ORDERED_HEADS = (16, 32, 64, 128, 256)
+"""Head sizes that our attention serves: a tensor core takes no less, Triton powers of two."""
+
+KEYS_TOGETHER = 64
+"""Keys that our attention folds together; a prefix that rows share ends where such a block does."""
 
 
 def is_fused(tensor: Tensor) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tandem.kernels.device import DECODE_HEADS, is_fused
+from tandem.kernels.device import ORDERED_HEADS, is_fused
 from tandem.kernels.paged import by_padded_length, gather_blocks, padded_length
 
 _ROWS_TOGETHER = 4
@@ -25,14 +25,17 @@ def grouped_paged_attention(
     Rows are sorted by group: group g has rows `group_bounds_G[g] : group_bounds_G[g + 1]` (int32,
     G + 1 entries) that share the first `prefix_lengths_G[g]` tokens (0 for none); the suffix holds
     the row's own token. A prefix is read once for all rows of its group; the two partial results
-    are merged by their log-sum-exp. A row with neither prefix nor suffix gives zeros.
+    are merged by their log-sum-exp. A row with neither prefix nor suffix gives zeros. On CUDA a
+    prefix has a multiple of 64 tokens, and a row's bits are those of `paged_attention` over both.
     """
-    if is_fused(q_RNH) and q_RNH.shape[-1] in DECODE_HEADS:
-        from tandem.kernels.cuda import decode
+    if is_fused(q_RNH) and q_RNH.shape[-1] in ORDERED_HEADS:
+        from tandem.kernels.cuda import ordered_decode
 
         groups = (prefix_table_GB, prefix_lengths_G, group_bounds_G)
         rows = (suffix_table_RB, suffix_lengths_R)
-        return decode.grouped_paged_attention(q_RNH, k_cache, v_cache, *groups, *rows, scale)
+        return ordered_decode.grouped_paged_attention(
+            q_RNH, k_cache, v_cache, *groups, *rows, scale
+        )
     scale = q_RNH.shape[-1] ** -0.5 if scale is None else scale
     shape = (k_cache.shape[2], -1)
     q = (q_RNH * scale).unflatten(1, shape)  # [R, K, N/K, H]

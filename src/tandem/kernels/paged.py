@@ -12,13 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tandem.kernels.device import (
-    DECODE_HEADS,
-    FLASH_4_HEADS,
-    has_flash_attention_4,
-    is_fused,
-    is_half,
-)
+from tandem.kernels.device import ORDERED_HEADS, is_fused, is_half
 
 _CALL_VALUES = 1 << 19  # keys gathered for one call: measured best on 2 MB
 
@@ -54,10 +48,10 @@ def paged_attention(
 
     A row of length 0 gives zeros. The bits of a row depend on the row alone.
     """
-    if is_fused(q_RNH) and q_RNH.shape[-1] in DECODE_HEADS:
-        from tandem.kernels.cuda import decode
+    if is_fused(q_RNH) and q_RNH.shape[-1] in ORDERED_HEADS:
+        from tandem.kernels.cuda import ordered_decode
 
-        return decode.paged_attention(q_RNH, k_cache, v_cache, table_RB, lengths_R, scale)
+        return ordered_decode.paged_attention(q_RNH, k_cache, v_cache, table_RB, lengths_R, scale)
     parts, places = [], []
     for length, rows in by_padded_length(lengths_R.tolist(), k_cache):
         index = torch.tensor(rows, device=q_RNH.device)
@@ -89,12 +83,12 @@ def paged_prefill_attention(
     Row r has queries `bounds_R[r] : bounds_R[r + 1]`, which are the last of its `lengths_R[r]`
     tokens; all of those are in the cache already. `longest_query` is the most queries of a row.
     """
-    is_flash = q_TNH.is_cuda and is_half(q_TNH) and q_TNH.shape[-1] in FLASH_4_HEADS
-    if is_flash and has_flash_attention_4():
-        from tandem.kernels.cuda import flash
+    if is_fused(q_TNH) and is_half(q_TNH) and q_TNH.shape[-1] in ORDERED_HEADS:
+        from tandem.kernels.cuda import ordered
 
-        where = (bounds_R, table_RB, lengths_R)
-        return flash.paged_prefill_attention(q_TNH, k_cache, v_cache, *where, longest_query, scale)
+        pages = {"table_SB": table_RB, "lengths_S": lengths_R}
+        q, how = q_TNH.contiguous(), (bounds_R, longest_query, scale)
+        return ordered.attend(q, k_cache, v_cache, *how, **pages)[0]
     out_TNH = torch.empty_like(q_TNH)
     bounds = bounds_R.tolist()
     calls: dict[tuple[int, int], list[int]] = {}

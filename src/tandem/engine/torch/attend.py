@@ -46,24 +46,6 @@ class DecodeAttend:
 
 
 @dataclass(frozen=True, slots=True)
-class ExactDecodeAttend:
-    """One query a sequence, by the kernel of the packed forward: the bits of a token are the same
-    in both (FlashAttention 4)."""
-
-    cache: Tensor
-    places_R: Tensor
-    table_RB: Tensor
-    lengths_R: Tensor
-    bounds_R: Tensor  # 0, 1, 2, ...
-
-    def __call__(self, layer: int, q_RNH: Tensor, k_RKH: Tensor, v_RKH: Tensor) -> Tensor:
-        k_cache, v_cache = self.cache[layer]
-        write_cache(k_RKH, v_RKH, k_cache, v_cache, self.places_R)
-        rows = (self.bounds_R, self.table_RB, self.lengths_R)
-        return paged_prefill_attention(q_RNH, k_cache, v_cache, *rows, 1)
-
-
-@dataclass(frozen=True, slots=True)
 class GroupedDecodeAttend:
     """One query a sequence; what neighbouring sequences share is read once for all of them."""
 

@@ -5,6 +5,7 @@ replayed. Everything that changes from step to step lies in buffers whose place 
 that are only there to fill up have length 0 and write nothing.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from tandem.contracts import Attend
-from tandem.engine.torch.attend import ExactDecodeAttend, GroupedDecodeAttend
-from tandem.engine.torch.grouping import find_groups, suffixes
+from tandem.engine.torch.attend import GroupedDecodeAttend
+from tandem.engine.torch.grouping import end_together, find_groups, suffixes
 from tandem.engine.torch.memory import expert_sizes
+from tandem.kernels.device import KEYS_TOGETHER
 from tandem.models.decoder import Decoder
 from tandem.models.experts import Routing
 
@@ -40,7 +42,7 @@ class Buffers:
     tokens_R: Tensor
     positions_R: Tensor
     places_R: Tensor
-    lengths_R: Tensor  # of the suffix where prefixes are shared
+    lengths_R: Tensor  # of what a row does not share
     table_RB: Tensor
     prefix_table_GB: Tensor
     prefix_lengths_G: Tensor
@@ -66,14 +68,12 @@ class DecodeGraphs:
         cache: Tensor,
         *,
         block_size: int,
-        is_deterministic: bool,
         records_experts: bool = False,
     ) -> None:
         self._records_experts = records_experts
         self._decoder, self._cache = decoder, cache
         self._block_size = block_size
-        # bits of shared prefixes depend on who shares them
-        self._shares_prefixes = not is_deterministic
+        self._unit = KEYS_TOGETHER // math.gcd(KEYS_TOGETHER, block_size)  # blocks
         most_tokens = min(decoder.shape.max_positions, cache.shape[2] * block_size)
         self._width = -(-most_tokens // block_size)
         self._graphs: dict[int, Graph] = {}
@@ -99,8 +99,7 @@ class DecodeGraphs:
         buffers.tokens_R[:rows].copy_(tokens_R)
         _fill(buffers.positions_R, np.pad(positions_R, missing))
         _fill(buffers.places_R, np.pad(places_R, missing, constant_values=-1))
-        if self._shares_prefixes:
-            lengths_R, table_RB = self._fill_prefixes(buffers, lengths_R, table_RB, rank_R)
+        lengths_R, table_RB = self._fill_prefixes(buffers, lengths_R, table_RB, rank_R)
         _fill(buffers.lengths_R, np.pad(lengths_R, missing))
         _fill_table(buffers.table_RB, table_RB)
         graph.replayed.replay()
@@ -113,6 +112,7 @@ class DecodeGraphs:
         """Fills in what rows share; gives the lengths and table of what they do not."""
         size = len(buffers.prefix_lengths_G)
         groups = find_groups(table_RB, (lengths_R - 1) // self._block_size, rank_R)
+        groups = end_together(groups, self._unit)
         missing = (0, size - len(groups.shared_G))
         block = np.int32(self._block_size)
         _fill(buffers.prefix_lengths_G, np.pad(groups.shared_G * block, missing))
@@ -143,14 +143,6 @@ class DecodeGraphs:
         return Graph(graph, buffers, hidden_RD)
 
     def _attend(self, buffers: Buffers) -> Attend:
-        if not self._shares_prefixes:
-            return ExactDecodeAttend(
-                self._cache,
-                places_R=buffers.places_R,
-                table_RB=buffers.table_RB,
-                lengths_R=buffers.lengths_R,
-                bounds_R=buffers.bounds_G,
-            )
         return GroupedDecodeAttend(
             self._cache,
             places_R=buffers.places_R,

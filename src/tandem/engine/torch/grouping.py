@@ -1,6 +1,6 @@
 """Which rows of a decode step begin with the same cached blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +41,11 @@ def find_groups(table_RB: np.ndarray, full_R: np.ndarray, rank_R: np.ndarray) ->
     lead_R[starts] = everything
     shared_G = np.minimum.reduceat(lead_R, starts)
     return Grouping(bounds_G, np.where(np.diff(bounds_G) == 1, 0, shared_G).astype(np.int32))
+
+
+def end_together(groups: Grouping, unit: int) -> Grouping:
+    """The grouping with every count of shared blocks cut to a multiple of `unit`."""
+    return replace(groups, shared_G=groups.shared_G // np.int32(unit) * np.int32(unit))
 
 
 def suffixes(table_RB: np.ndarray, shared_R: np.ndarray) -> np.ndarray:

@@ -111,8 +111,8 @@ class Runner:
         self._experts: ChosenExperts | None = None
         self.decoder, self.device = decoder, device
         self.num_blocks, self.block_size = num_blocks, block_size
-        self._is_deterministic = is_deterministic
-        # attention kernels of the CPU give a token the same bits only if they see it alone
+        # CUDA's kernels give a token the same bits always; those of the CPU only if attention sees
+        # it alone and products are never of few rows
         self._goes_by_row = is_deterministic and device.type == "cpu"
         self._newest_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._cache: Tensor | None = None
@@ -145,7 +145,6 @@ class Runner:
                 self.decoder,
                 self._cache,
                 block_size=self.block_size,
-                is_deterministic=self._is_deterministic,
                 records_experts=self.records_experts,
             )
 
@@ -283,7 +282,7 @@ class Runner:
 
     def _decode_attend(self, cache: Tensor, batch: Decode) -> Attend:
         places_R = self._tensor(batch.places_R)
-        if not self._is_deterministic:  # the bits of shared prefixes depend on who shares them
+        if not self._goes_by_row:  # the CPU's bits of shared prefixes depend on who shares them
             full_R = (batch.lengths_R - 1) // self.block_size
             groups = find_groups(batch.table_RB, full_R, batch.rank_R)
             if groups.is_shared:
@@ -314,7 +313,7 @@ class Runner:
         # what no row asks for is not looked at: a restriction costs milliseconds at 150k tokens
         top_p_R = self._tensor(draws.top_p_R) if (draws.top_p_R < 1).any() else None
         cut_R = top_k_R if (draws.integers_R6[:, 1] > 0).any() else None
-        logits_RV = self.decoder.head_logits(hidden_RD, self._is_deterministic)
+        logits_RV = self.decoder.head_logits(hidden_RD, self._goes_by_row)
         u_R = uniform(seed_R, prompt_R, sample_R, place_R)
         how = (u_R, temperature_R, top_p_R, cut_R)
         if draws.forbidden is None:
