@@ -24,7 +24,7 @@ from tandem.runtime.ray.line import Line
 from tandem.runtime.ray.placement import Placement, asked, place
 from tandem.runtime.ray.publish import FleetSync
 from tandem.runtime.ray.rank import Recipe
-from tandem.runtime.ray.servers import beside_servers, server_place
+from tandem.runtime.ray.servers import beside_servers, rank_environment, server_place
 from tandem.runtime.ray.trainers import TrainerFleet
 from tandem.runtime.ray.watch import Watch
 from tandem.sync import SharedSync
@@ -53,7 +53,7 @@ def build_halves(
     folder = Path(cfg.observe.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(limit_s=cfg.cluster.heartbeat_timeout, folder=folder, say=log.warning)
-    crew = Crew(devices, watch, cfg.cluster.train_env_vars)
+    crew = Crew(devices, watch, rank_environment(cfg))
     stack.callback(crew.close)
     stack.callback(watch.close)
     recipe = Recipe(

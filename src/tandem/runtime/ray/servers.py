@@ -77,6 +77,14 @@ def beside_servers(cfg: Config, trainers: TrainerFleet, place: Place, stack: Exi
     )
 
 
+def rank_environment(cfg: Config) -> dict[str, str]:
+    """The environment of processes that train; the user's own wins."""
+    if cfg.engine.rollout_engine != "sglang":
+        return dict(cfg.cluster.train_env_vars)
+    # read once by NCCL, and both sides of a group must agree on it: SGLang sets 0
+    return {"NCCL_CUMEM_ENABLE": "0", **cfg.cluster.train_env_vars}
+
+
 def _seen() -> tuple[str, str]:
     """The node that this runs on, and its device there."""
     context = ray.get_runtime_context()
