@@ -79,6 +79,6 @@ class Group:
             [],
             c10d.Backend(self._backend),
             c10d.PrefixStore(self.name, store),
-            group_name=c10d.GroupName(self.name),
+            group_name=self.name,  # type: ignore[arg-type]
             timeout=TIMEOUT,
         )
