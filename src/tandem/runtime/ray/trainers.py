@@ -9,6 +9,7 @@ import ray
 
 from tandem.engine.sglang.launch import Place
 from tandem.engine.sglang.server import Address
+from tandem.errors import TandemError
 from tandem.parallel import Layout
 from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.rank import Proofs, Recipe, Seat
@@ -34,6 +35,7 @@ class TrainerFleet:
         """Ranks in these processes, once all have met."""
         self.workers, self._names, self._watch = tuple(workers), list(names), watch
         self._version: int | None = None  # of the weights as they are
+        self._is_lost = False  # a rank died or failed: the others may wait for it forever
         address = ray.get(workers[0].free_address.remote())
         seats = [
             Seat(rank=rank, size=len(workers), address=address) for rank in range(len(workers))
@@ -42,7 +44,7 @@ class TrainerFleet:
             worker.open_rank.remote(recipe, seat)
             for worker, seat in zip(workers, seats, strict=True)
         ]
-        facts: list[RankFacts] = gather(refs, self._names, "start", watch)
+        facts: list[RankFacts] = self._answers(refs, "start")
         self._data_ranks = [one.layout.data_rank or 0 for one in facts]
         self.layout: Layout = replace(facts[0].layout, data_rank=None)
         self.is_whole = facts[0].is_whole
@@ -67,7 +69,7 @@ class TrainerFleet:
             worker.learn.remote("step_on", shares[data_rank])
             for worker, data_rank in zip(self.workers, self._data_ranks, strict=True)
         ]
-        stats: StepStats = gather(refs, self._names, "step_on", self._watch)[0]
+        stats: StepStats = self._answers(refs, "step_on")[0]
         num_tokens = sum(batch.num_tokens for batches in steps for batch in batches)
         return replace(stats, num_tokens=num_tokens)
 
@@ -90,7 +92,7 @@ class TrainerFleet:
         refs = [self.workers[0].export.remote(version, bucket_bytes)]
         if not self.is_whole:
             refs += [worker.learn.remote("walk", version) for worker in self.workers[1:]]
-        return gather(refs, self._names, "export weights", self._watch)[0]
+        return self._answers(refs, "export weights")[0]
 
     def send(self, addresses: Sequence[Address], version: int, place: Place) -> None:
         """Sends the weights of this version to SGLang servers; raises EngineError."""
@@ -103,8 +105,9 @@ class TrainerFleet:
         return self._call("save", str(root), iteration, dict(extra), with_optimizer)[0]
 
     def finish_saves(self) -> None:
-        """Returns when every save of every rank is on the disk."""
-        self._call("finish_saves")
+        """Returns when every save of every rank is on the disk, if all ranks are alive."""
+        if not self._is_lost:
+            self._call("finish_saves")
 
     def save_hugging_face(self, folder: Any, origin: Any) -> None:
         """Has the first rank write the policy, of which all give their parts."""
@@ -128,7 +131,14 @@ class TrainerFleet:
 
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
         refs = [worker.learn.remote(verb, *arguments) for worker in self.workers]
-        return gather(refs, self._names, verb, self._watch)
+        return self._answers(refs, verb)
+
+    def _answers(self, refs: Sequence[Any], verb: str) -> list[Any]:
+        try:
+            return gather(refs, self._names, verb, self._watch)
+        except TandemError:
+            self._is_lost = True
+            raise
 
 
 def _share(count: int, size: int, rank: int) -> slice:
