@@ -75,6 +75,11 @@ def _sequences() -> list[torch.Tensor]:
     return [torch.randint(SHAPE.vocab, (length,), generator=generator) for length in LENGTHS]
 
 
+def _odd() -> torch.Tensor:
+    """Tokens that two ranks cannot share evenly."""
+    return _sequences()[0][:13]
+
+
 def _loss(hidden_TD: torch.Tensor) -> torch.Tensor:
     weight_TD = torch.arange(hidden_TD.numel()).view_as(hidden_TD).remainder(7) - 3
     return (hidden_TD * weight_TD).sum()
@@ -122,7 +127,11 @@ def _divided(rank: int, sizes: dict) -> tuple:
     for parameter, gradient in gradients.items():
         for axis in axes[parameter]:
             collectives.sum_(gradient, getattr(mesh, axis))
-    return mesh.data.rank, [h.detach() for h in hidden], gradients, shards
+    sampled = None
+    if mesh.tensor.size == sizes["world"]:
+        with torch.no_grad():
+            sampled = _hidden(decoder.for_sampling(), _odd())
+    return mesh.data.rank, [h.detach() for h in hidden], gradients, shards, sampled
 
 
 def _through_stages(decoder: Decoder, tokens_T: torch.Tensor, axis) -> torch.Tensor:
@@ -164,7 +173,7 @@ def parts(on_ranks) -> dict:
 def test_divided_experts_equal_those_of_one_process(parts, whole, layout):
     hidden, gradients = whole
     seen = set()
-    for data_rank, found, mine, shards in parts[layout]:
+    for data_rank, found, mine, shards, _ in parts[layout]:
         wanted = hidden if len(found) == len(hidden) else hidden[data_rank::2]
         if "norm.weight" in shards:
             for one, two in zip(found, wanted, strict=True):
@@ -176,6 +185,15 @@ def test_divided_experts_equal_those_of_one_process(parts, whole, layout):
             assert difference <= 1e-5 * scale, name
             seen.add(name)
     assert seen == set(gradients)
+
+
+def test_tensor_ranks_sample_rows_that_all_have(parts):
+    with torch.no_grad():
+        wanted = _hidden(_decoder(), _odd())
+    found = [sampled for ranks in parts.values() for *_, sampled in ranks if sampled is not None]
+    assert len(found) == 4
+    for hidden_TD in found:
+        assert (hidden_TD - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 # --- replay

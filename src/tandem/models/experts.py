@@ -21,7 +21,7 @@ from tandem.kernels.experts import (
 from tandem.kernels.swiglu import swiglu
 from tandem.models.part import WHOLE, Part
 from tandem.models.shape import Shape
-from tandem.parallel.collectives import gather, sum_
+from tandem.parallel.collectives import gather, sum_, sum_out
 from tandem.parallel.exchange import exchange, exchange_counts
 
 
@@ -75,6 +75,8 @@ class Experts(nn.Module):
         self.mixture = mixture = shape.mixture
         self.place = mixture.layers.index(layer)  # among the layers with experts
         self.mesh, width = part.mesh, shape.width
+        # tensor ranks that all have all rows, as an engine's have
+        self.shares_rows = part.mesh.tensor.size > 1 and not part.splits_rows
         count = mixture.num_experts // self.mesh.expert.size
         ffn = mixture.ffn // self.mesh.expert_tensor.size
         self.router = Matrices(mixture.num_experts, width, dtype=dtype)
@@ -95,13 +97,14 @@ class Experts(nn.Module):
         `forgets_swiglu` computes SwiGLU again in the backward pass.
         """
         experts_Tk, weights_Tk = self._chosen(y_TD, routing)
-        sorting = sort_by_expert(experts_Tk, self.mixture.num_experts)
-        rows_MD = dispatch(y_TD, sorting)
-        if self.mesh.expert.size * self.mesh.expert_tensor.size == 1:
-            rows_MD = self._computed(rows_MD, sorting.ends_E, forgets_swiglu)
+        is_divided = self.mesh.expert.size * self.mesh.expert_tensor.size > 1
+        if is_divided and self.shares_rows:
+            out_TD = self._own_share(y_TD, experts_Tk, weights_Tk)
         else:
-            rows_MD = self._computed_elsewhere(rows_MD, sorting.ends_E, forgets_swiglu)
-        out_TD = combine(rows_MD, weights_Tk, sorting)
+            sorting = sort_by_expert(experts_Tk, self.mixture.num_experts)
+            compute = self._computed_elsewhere if is_divided else self._computed
+            rows_MD = compute(dispatch(y_TD, sorting), sorting.ends_E, forgets_swiglu)
+            out_TD = combine(rows_MD, weights_Tk, sorting)
         return out_TD if self.shared_down is None else out_TD + self._shared(y_TD)
 
     def _chosen(self, y_TD: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
@@ -180,6 +183,22 @@ class Experts(nn.Module):
             parts = exchange(rows_MD, taken, [own] * columns.size, columns)
             rows_MD = parts.view(columns.size, own, -1).float().sum(0).to(parts.dtype)
         return exchange(rows_MD, received, sent, expert)
+
+    def _own_share(self, y_TD: Tensor, experts_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
+        """The sum over tensor ranks of what the experts of each make of rows that all have.
+
+        For sampling: it moves no rows and waits for nothing. Gradients are not those of training.
+        """
+        mesh, count = self.mesh, len(self.down.weight)
+        is_shared = mesh.expert.size * mesh.expert_tensor.size == mesh.tensor.size
+        assert is_shared, "experts are divided over ranks that do not share their rows"
+        # this rank's experts come first; what is behind their rows is nobody's here
+        own_Tk = (experts_Tk - mesh.expert.rank * count) % self.mixture.num_experts
+        sorting = sort_by_expert(own_Tk, self.mixture.num_experts)
+        rows_MD = self._computed(dispatch(y_TD, sorting), sorting.ends_E[:count], False)
+        is_own_M = torch.arange(len(rows_MD), device=rows_MD.device) < sorting.ends_E[count - 1]
+        rows_MD = torch.where(is_own_M[:, None], rows_MD, 0)
+        return sum_out(combine(rows_MD, weights_Tk, sorting), mesh.tensor)
 
     def _shared(self, y_TD: Tensor) -> Tensor:
         assert self.shared_gate_up is not None and self.shared_down is not None
