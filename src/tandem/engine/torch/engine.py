@@ -26,6 +26,25 @@ from tandem.types import Completion, EngineStats, Request, Weights
 log = logging.getLogger(__name__)
 
 
+def _check_experts(decoder: Decoder, device: torch.device) -> None:
+    """Passes if the experts of the decoder, if it has any, can sample here; else EngineError."""
+    if decoder.shape.mixture is None:
+        return
+    sizes = decoder.part.mesh.sizes
+    ranks = sizes.expert * sizes.expert_tensor
+    if ranks not in (1, sizes.tensor):
+        raise EngineError(
+            f"experts are divided over {ranks} ranks and an engine has {sizes.tensor}; set "
+            "--expert-model-parallel-size x --expert-tensor-parallel-size to "
+            "--tensor-model-parallel-size, or give engines their own devices"
+        )
+    if device.type == "cuda" and decoder.dtype != torch.bfloat16:
+        raise EngineError(
+            f"experts sample in bf16 on CUDA, not in {decoder.dtype}: only then does nothing wait "
+            "for the device; set --dtype bf16, or --rollout-engine sglang"
+        )
+
+
 class TorchEngine:
     """Samples with the decoder it is given, whose tensors it reads and never copies.
 
@@ -60,6 +79,7 @@ class TorchEngine:
         """`records_experts`: completions say which experts every token passed through."""
         device, part = torch.device(device), decoder.part
         assert part.is_first and part.is_last, "an engine runs every layer"
+        _check_experts(decoder, device)
         decoder = decoder.for_sampling()
         tensor = part.mesh.tensor
         self._decoder, self._wire = decoder, wire
