@@ -181,7 +181,7 @@ class Experts(nn.Module):
         rows_MD = permute(rows_MD, order_M.argsort())
         if columns.size > 1:
             parts = exchange(rows_MD, taken, [own] * columns.size, columns)
-            rows_MD = parts.view(columns.size, own, -1).float().sum(0).to(parts.dtype)
+            rows_MD = parts.view(columns.size, own, parts.shape[1]).float().sum(0).to(parts.dtype)
         return exchange(rows_MD, received, sent, expert)
 
     def _own_share(self, y_TD: Tensor, experts_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
