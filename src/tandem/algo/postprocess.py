@@ -63,16 +63,13 @@ def _with(group: Group, data: dict[str, Any], known: set[str], first: int) -> Gr
         for place, sample in enumerate(group.samples)
     ]
     masks = [np.asarray(data["loss_masks"][first + place]) != 0 for place in places]
-    return replace(
-        group,
-        samples=tuple(samples),
-        stays=tuple(_stays(*pair, start) for pair in zip(samples, masks, strict=True)),
-        **{
-            ours: tuple(column(theirs, place) for place in places)
-            for ours, theirs in GROUP_KEYS.items()
-            if theirs in known
-        },
-    )
+    columns: dict[str, Any] = {
+        ours: tuple(column(theirs, place) for place in places)
+        for ours, theirs in GROUP_KEYS.items()
+        if theirs in known
+    }
+    stays = tuple(_stays(*pair, start) for pair in zip(samples, masks, strict=True))
+    return replace(group, samples=tuple(samples), stays=stays, **columns)
 
 
 def _stays(sample: Sample, mask: np.ndarray, start: int) -> np.ndarray:

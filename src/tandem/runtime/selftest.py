@@ -47,7 +47,8 @@ class CheckedTrainer:
         return stats
 
     def _faults(self, stats: StepStats, rollout: int) -> list[str]:
-        debug, faults = self._debug, []
+        debug = self._debug
+        faults: list[str] = []
         if not debug.ci_disable_kl_checker:
             faults += broken_invariants(stats, self._algo, self._precision)
             kl = stats.rows[0].get("kl_loss") if stats.rows and rollout == 0 else None
