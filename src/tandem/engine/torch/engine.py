@@ -26,25 +26,6 @@ from tandem.types import Completion, EngineStats, Request, Weights
 log = logging.getLogger(__name__)
 
 
-def _check_experts(decoder: Decoder, device: torch.device) -> None:
-    """Passes if the experts of the decoder, if it has any, can sample here; else EngineError."""
-    if decoder.shape.mixture is None:
-        return
-    sizes = decoder.part.mesh.sizes
-    ranks = sizes.expert * sizes.expert_tensor
-    if ranks not in (1, sizes.tensor):
-        raise EngineError(
-            f"experts are divided over {ranks} ranks and an engine has {sizes.tensor}; set "
-            "--expert-model-parallel-size x --expert-tensor-parallel-size to "
-            "--tensor-model-parallel-size, or give engines their own devices"
-        )
-    if device.type == "cuda" and decoder.dtype != torch.bfloat16:
-        raise EngineError(
-            f"experts sample in bf16 on CUDA, not in {decoder.dtype}: only then does nothing wait "
-            "for the device; set --dtype bf16, or --rollout-engine sglang"
-        )
-
-
 class TorchEngine:
     """Samples with the decoder it is given, whose tensors it reads and never copies.
 
@@ -319,3 +300,22 @@ class TorchEngine:
                 f"weight update {weights.version} lacks {len(missing)} tensors, first "
                 f"{min(missing)}; the engine now holds a mixture and must be updated again"
             )
+
+
+def _check_experts(decoder: Decoder, device: torch.device) -> None:
+    """Passes if the experts of the decoder, if it has any, can sample here; else EngineError."""
+    if decoder.shape.mixture is None:
+        return
+    sizes = decoder.part.mesh.sizes
+    ranks = sizes.expert * sizes.expert_tensor
+    if ranks not in (1, sizes.tensor):
+        raise EngineError(
+            f"experts are divided over {ranks} ranks and an engine has {sizes.tensor}; set "
+            "--expert-model-parallel-size x --expert-tensor-parallel-size to "
+            "--tensor-model-parallel-size, or give engines their own devices"
+        )
+    if device.type == "cuda" and decoder.dtype != torch.bfloat16:
+        raise EngineError(
+            f"experts sample in bf16 on CUDA, not in {decoder.dtype}: only then does nothing wait "
+            "for the device; set --dtype bf16, or --rollout-engine sglang"
+        )
