@@ -95,6 +95,7 @@ def make_model(folder: Path, shape) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
         vocab_size=shape.vocab,
         hidden_size=shape.width,
         intermediate_size=shape.ffn,
