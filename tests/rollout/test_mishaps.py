@@ -3,7 +3,7 @@
 import random
 from types import SimpleNamespace
 
-from hypothesis import given, settings, strategies
+from hypothesis import HealthCheck, given, settings, strategies
 from mishaps import FAILED, FATES, UNJUDGED
 
 from tandem.config import RewardConfig
@@ -13,7 +13,7 @@ from tandem.rollout.rules import KEEP, Ruling
 from tandem.types import Ending
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=strategies.integers(0, 2**31),
     share=strategies.floats(0.05, 0.6),

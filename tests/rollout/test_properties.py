@@ -4,7 +4,7 @@ import importlib.util
 import random
 from pathlib import Path
 
-from hypothesis import given, settings, strategies
+from hypothesis import HealthCheck, given, settings, strategies
 
 from tandem.rollout import EventLoop
 from tandem.rollout.rules import KEEP, Ruling
@@ -15,7 +15,7 @@ fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=strategies.integers(0, 2**31),
     fetch_size=strategies.integers(3, 9),

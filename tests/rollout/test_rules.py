@@ -1,7 +1,7 @@
 """The rules of a round, under every order of finishing and judging."""
 
 import pytest
-from hypothesis import given, strategies
+from hypothesis import HealthCheck, given, settings, strategies
 
 from tandem.rollout.rules import KEEP, Round, Ruling
 
@@ -49,6 +49,7 @@ def ruled(group):
     return (KEEP, NO, FALLBACK)[hash((group, 7)) % 3] if group < 60 else KEEP
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rounds())
 def test_a_full_round_keeps_just_what_is_wanted_and_accounts_for_every_group(case):
     wanted, fetch, order, filters, saves, random = case
@@ -63,6 +64,7 @@ def test_a_full_round_keeps_just_what_is_wanted_and_accounts_for_every_group(cas
     assert num_started - len(dropped) < wanted + fetch or num_started == fetch
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rounds())
 def test_prompt_order_keeps_the_first_accepted_prompts(case):
     wanted, fetch, _, _, saves, random = case
@@ -71,6 +73,7 @@ def test_prompt_order_keeps_the_first_accepted_prompts(case):
     assert list(rules.kept) == [n for n in range(4 * wanted + 3) if n % 3 != 1][:wanted]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rounds())
 def test_without_hold_ups_judges_do_not_change_what_is_kept(case):
     """The engine finishes groups in one order; judges are early or late. Sampling stands still
