@@ -96,7 +96,7 @@ def measured(decoder: Decoder, device: torch.device, scale: int, *, is_exact: bo
     done = engine.generate(requests)
     w1.sync()
     seconds = time.perf_counter() - begin_s
-    trainers = trainer_logprobs(decoder, requests, done, is_exact=is_exact)
+    trainers = trainer_logprobs(decoder, requests, done)
     gap = np.abs(trainers - np.concatenate([one.logprobs_C for one in done]))
     engine.close()
     return {
@@ -109,7 +109,7 @@ def measured(decoder: Decoder, device: torch.device, scale: int, *, is_exact: bo
 
 
 @torch.no_grad()
-def trainer_logprobs(decoder: Decoder, requests, done, *, is_exact: bool) -> np.ndarray:
+def trainer_logprobs(decoder: Decoder, requests, done) -> np.ndarray:
     """The trainer's log-probs of every sampled token, by packed rows of eight sequences."""
     device, parts = decoder.head_weight.device, []
     for start in range(0, len(requests), 8):
@@ -125,7 +125,7 @@ def trainer_logprobs(decoder: Decoder, requests, done, *, is_exact: bool) -> np.
 
         hidden_TD = decoder(tokens_T, positions_T, attend)
         targets_T = torch.roll(tokens_T, -1)
-        values, _ = token_logprobs(hidden_TD, decoder.head_weight, targets_T, invariant=is_exact)
+        values, _ = token_logprobs(hidden_TD, decoder.head_weight, targets_T)
         scores_T, end = values.cpu().numpy(), 0
         for (request, _), length in zip(some, lengths, strict=True):
             parts.append(scores_T[end + len(request.tokens_T) - 1 : end + length - 1])

@@ -6,7 +6,6 @@ differs comes from this one step. Every kind of packed attention meets every kin
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -138,7 +137,7 @@ def parts(decoder: Decoder, rows: int, scale: int) -> Iterator[dict]:
             **gap(case, trainers, case.packed(packed, True)),
         }
         case.packed(packed)
-        for name, decode, is_grouped in decode_kinds(decoder):
+        for name, decode, is_grouped in DECODE_KINDS:
             try:
                 found = gap(case, trainers, case.decoded(decode, is_grouped))
             except Exception as fault:  # a kernel that does not run is a result here
@@ -183,28 +182,19 @@ def sampler_gap(case: Case, hidden: Tensor) -> float:
 
 def packed_kinds(decoder: Decoder) -> Iterator[tuple[str, Callable[..., Tensor]]]:
     yield "as trained", packed_attention
-    if decoder.head_weight.is_cuda:
-        from tandem.kernels.cuda import ordered
+    if decoder.head_weight.is_cuda and has_flash_attention_4():
+        from flash_attn.cute import flash_attn_varlen_func
 
-        yield "ordered", lambda *tensors: ordered.attend(*tensors)[0]
+        def flash(q, k, v, bounds, longest) -> Tensor:
+            ends = {"cu_seqlens_q": bounds, "cu_seqlens_k": bounds}
+            most = {"max_seqlen_q": longest, "max_seqlen_k": longest}
+            out = flash_attn_varlen_func(q, k, v, **ends, **most, causal=True)
+            return out[0] if isinstance(out, tuple) else out
+
+        yield "flash 4", flash
 
 
-def decode_kinds(decoder: Decoder) -> Iterator[tuple[str, Callable[..., Tensor], bool]]:
-    yield "ours, grouped", grouped_paged_attention, True
-    yield "ours", paged_attention, False
-    if not decoder.head_weight.is_cuda:
-        return
-    from tandem.kernels.cuda import ordered_decode
-
-    for tile in (16, 64):
-        grouped = partial(ordered_decode.grouped_paged_attention, tile=tile)
-        yield f"ordered {tile}, grouped", grouped, True
-        yield f"ordered {tile}", partial(ordered_decode.paged_attention, tile=tile), False
-    if has_flash_attention_4():
-        from tandem.kernels.cuda import flash
-
-        def flash_decode(q, k_cache, v_cache, table, lengths) -> Tensor:
-            bounds = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32)
-            return flash.paged_prefill_attention(q, k_cache, v_cache, bounds, table, lengths, 1)
-
-        yield "flash 4", flash_decode, False
+DECODE_KINDS = (
+    ("grouped", grouped_paged_attention, True),
+    ("row by row", paged_attention, False),
+)

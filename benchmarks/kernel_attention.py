@@ -1,11 +1,8 @@
 """Attention kernels checked and timed: packed training, decode over the paged cache."""
 
-import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
-import kernel_chunked
 import torch
 import w1
 from kernel_rows import (
@@ -23,11 +20,11 @@ from kernel_rows import (
 from torch import Tensor
 
 from tandem.kernels import attention, grouped, paged
-from tandem.kernels.cuda import ordered, ordered_decode
+from tandem.kernels.cuda import ordered
 from tandem.kernels.device import has_flash_attention_4
 
 
-def packed_section(_: bool) -> Iterator[Row]:
+def packed_section(is_sweep: bool) -> Iterator[Row]:
     for lengths in ([64, 777, 1, 300], [1280] * 12, [4096] * 4):
         total = sum(lengths)
         bounds = torch.tensor([0, *lengths]).cumsum(0).int().to(DEVICE)
@@ -58,23 +55,24 @@ def packed_section(_: bool) -> Iterator[Row]:
         ms = plain_ms(lambda: gradients([out], inputs, [grad]))  # noqa: B023
         note = f"{2.5 * flops / ms / 1e9:.0f} TFLOP/s"
         yield Row(f"{name} backward", ms=ms, floor_s=2.5 * flops / w1.MATMUL_FLOPS, note=note)
-        yield from ordered_rows(name, [x.detach() for x in inputs], bounds, max(lengths), flops)
+        if is_sweep and lengths[0] == 1280:
+            plain = [x.detach() for x in inputs]
+            yield from tilings(name, plain, bounds, max(lengths), flops)
 
 
-def ordered_rows(name: str, inputs: list[Tensor], bounds: Tensor, longest: int, flops: float):
-    """Packed attention in one order: against the other kernel, and by its tiling."""
+def tilings(name: str, inputs: list[Tensor], bounds: Tensor, longest: int, flops: float):
+    """The forward pass by its tiling, which changes no bit."""
     wanted = attention.packed_attention(*inputs, bounds, longest)
-    found, _ = ordered.attend(*inputs, bounds, longest)
-    yield Row(f"{name} ordered", error_of(found, wanted))
-    for tile, warps, stages in ((128, 8, 3), (128, 8, 2), (64, 4, 3), (64, 4, 2)):
+    for how in ((128, 8, 2), (64, 4, 2)):
 
-        def forward(how=(tile, warps, stages)) -> Tensor:
+        def forward(how=how) -> Tensor:
             return ordered.attend(*inputs, bounds, longest, want_lse=True, how=how)[0]
 
-        same = torch.equal(forward(), found)
+        same = torch.equal(forward(), wanted)
         ms = plain_ms(forward)
+        tile, warps, stages = how
         note = f"{flops / ms / 1e9:.0f} TFLOP/s, tile {tile}, {warps} warps, {stages} stages"
-        yield Row(f"{name} ordered", 0.0 if same else 1.0, 0.0, ms, flops / w1.MATMUL_FLOPS, note)
+        yield Row(f"{name} sweep", 0.0 if same else 1.0, 0.0, ms, flops / w1.MATMUL_FLOPS, note)
 
 
 class Decode(NamedTuple):
@@ -137,18 +135,18 @@ def decode_cases() -> Iterator[tuple[str, Decode]]:
     yield "8 rows of 8k", decode_case(1, 8, 256, same(8, 8000))
 
 
-def decode_section(is_sweep: bool) -> Iterator[Row]:
+def decode_section(_: bool) -> Iterator[Row]:
     small = decode_case(3, 5, 256, torch.randint(1, 1300, (15,)))
     wanted = paged.paged_attention(*(x.cpu().float() if x.is_floating_point() else x.cpu()
                                      for x in small.whole()))  # fmt: skip
     for name, function in decoders():
-        arguments = tuple(small) if name.endswith("grouped") else small.whole()
+        arguments = tuple(small) if name == "grouped" else small.whole()
         yield Row(f"decode {name}", error_of(function(*arguments), wanted))
     for case_name, case in decode_cases():
         for name, function in decoders():
-            arguments = tuple(case) if name.endswith("grouped") else case.whole()
+            arguments = tuple(case) if name == "grouped" else case.whole()
             ms = graph_ms(lambda f=function, a=arguments: f(*a))
-            floor_s = case.floor_s(name.endswith("grouped"))
+            floor_s = case.floor_s(name == "grouped")
             note = f"{floor_s * w1.COPY_BYTES / ms / 1e6:.0f} GB/s"
             yield Row(f"decode {case_name}: {name}", ms=ms, floor_s=floor_s, note=note)
     slots = torch.randperm(100 * 128, device=DEVICE)[:256]
@@ -157,42 +155,20 @@ def decode_section(is_sweep: bool) -> Iterator[Row]:
     ms = graph_ms(lambda: paged.write_cache(*new, *cache, slots))
     same = all(torch.equal(c.flatten(0, 1)[slots], n) for c, n in zip(cache, new, strict=True))
     yield Row("write_cache 256", 0.0 if same else 1.0, ms=ms)
-    if is_sweep:
-        yield from decode_sweep()
 
 
 def decoders() -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    yield "ours", paged.paged_attention
-    yield "ours, grouped", grouped.grouped_paged_attention
-    for tile, stages in ((16, 3), (64, 2), (64, 3)):
-        how = {"tile": tile, "stages": stages}
-        yield f"ordered {tile} {stages}", partial(ordered_decode.paged_attention, **how)
-        grouped_kernel = partial(ordered_decode.grouped_paged_attention, **how)
-        yield f"ordered {tile} {stages}, grouped", grouped_kernel
-    yield "candidate", kernel_chunked.paged_attention
-    yield "candidate, grouped", kernel_chunked.grouped_paged_attention
+    yield "rows", paged.paged_attention
+    yield "grouped", grouped.grouped_paged_attention
     if has_flash_attention_4():
-        from tandem.kernels.cuda import flash
+        from flash_attn.cute import flash_attn_varlen_func
 
         def flash_decode(q, k_cache, v_cache, table, lengths) -> Tensor:
             bounds = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32)
-            return flash.paged_prefill_attention(q, k_cache, v_cache, bounds, table, lengths, 1)
+            pages = {"page_table": table, "seqused_k": lengths, "max_seqlen_q": 1}
+            out = flash_attn_varlen_func(
+                q, k_cache, v_cache, cu_seqlens_q=bounds, causal=True, **pages
+            )
+            return out[0] if isinstance(out, tuple) else out
 
         yield "flash 4", flash_decode
-
-
-def decode_sweep() -> Iterator[Row]:
-    for case_name, case in itertools.islice(decode_cases(), 0, 4, 2):
-        found = []
-        for tile, warps, stages, per_sm, chunk in itertools.product(
-            (32, 64, 128), (4, 8), (2, 3, 4), (2, 3, 4), (512, 1024)
-        ):
-            tiling = kernel_chunked.Tiling(chunk, tile, warps, stages, per_sm)
-            try:
-                ms = graph_ms(lambda c=case, t=tiling: kernel_chunked.paged_attention(
-                    *c.whole(), tiling=t), 5)  # fmt: skip
-            except Exception:  # does not fit the multiprocessor
-                continue
-            found.append((ms, tiling))
-        for ms, tiling in sorted(found)[:3]:
-            yield Row(f"sweep {case_name}", ms=ms, floor_s=case.floor_s(False), note=str(tiling))

@@ -19,6 +19,7 @@ from tandem.config.sections.engine import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.digest import digest_all
 from tandem.kernels.linear import sum_products_in_one_order
+from tandem.kernels.replay import Replayed
 from tandem.models.decoder import Decoder
 from tandem.sync import SharedSync
 from tandem.train.canary import canary
@@ -40,20 +41,21 @@ def main() -> None:
     sum_products_in_one_order()
     cfg = EngineConfig(engine_max_running=8, engine_cache_tokens=4096)
     engine = TorchEngine(decoder, None, cfg, device, eos_token_ids=())
+    model, replayed = Model([decoder]), Replayed()
     sync = SharedSync([engine], dtype=str(dtype).removeprefix("torch."))
     versions = iter(range(1000))
     named = [(name, parameter.detach()) for name, parameter in decoder.named_parameters()]
 
     def publish() -> None:
         digests = digest_all((name, p.detach()) for name, p in decoder.named_parameters())
-        proofs = {"digests": digests, "canary": canary(Model([decoder]))}
+        proofs = {"digests": digests, "canary": canary(model, replayed)}
         sync.publish(Weights(version=next(versions), named=(), is_shared=True, **proofs))
 
-    asked = canary(Model([decoder])).tokens_T
+    asked = canary(model, replayed).tokens_T
     parts: dict[str, Callable[[], object]] = {
         "digests of listed tensors": lambda: digest_all(named),
         "the engine's digests": lambda: engine.state_digest(as_stored=True),
-        "the trainer's canary": lambda: canary(Model([decoder])),
+        "the trainer's canary": lambda: canary(model, replayed),
         "the engine's canary": lambda: engine.canary(asked),
         "all of it": publish,
     }

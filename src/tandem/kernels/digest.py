@@ -29,19 +29,25 @@ def digest_all(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
 
     On CUDA one kernel reads all of them, at the speed of the memory.
     """
-    names, words = [], []
-    for name, tensor in named:
-        names.append(name)
-        words.append(_words(tensor.detach()))
-    if not words:
+    tensors = dict(named)
+    if not tensors:
         return {}
-    if all(is_fused(word) and word.device == words[0].device for word in words):
+    device = next(iter(tensors.values())).device
+    if all(is_fused(tensor) and tensor.device == device for tensor in tensors.values()):
         from tandem.kernels.cuda import digest as fused
 
-        sums = fused.word_sums(words)
+        sums = fused.word_sums([_readable(tensor) for tensor in tensors.values()])
     else:
-        sums = torch.stack([_word_sum(word).to(words[0].device) for word in words])
-    return {name: total & _ALL for name, total in zip(names, sums.tolist(), strict=True)}
+        words = [_words(tensor.detach()) for tensor in tensors.values()]
+        sums = torch.stack([_word_sum(word).to(device) for word in words])
+    return {name: total & _ALL for name, total in zip(tensors, sums.tolist(), strict=True)}
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """A tensor whose memory, read from its beginning, is the words."""
+    if tensor.is_contiguous() and not (tensor.nbytes % 8 or tensor.data_ptr() % 8):
+        return tensor
+    return _words(tensor.detach())
 
 
 def _words(tensor: Tensor) -> Tensor:

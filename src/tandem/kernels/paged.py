@@ -86,9 +86,17 @@ def paged_prefill_attention(
     if is_fused(q_TNH) and is_half(q_TNH) and q_TNH.shape[-1] in ORDERED_HEADS:
         from tandem.kernels.cuda import ordered
 
-        pages = {"table_SB": table_RB, "lengths_S": lengths_R}
-        q, how = q_TNH.contiguous(), (bounds_R, longest_query, scale)
-        return ordered.attend(q, k_cache, v_cache, *how, **pages)[0]
+        out_TNH, _ = ordered.attend(
+            q_TNH.contiguous(),
+            k_cache,
+            v_cache,
+            bounds_R,
+            longest_query,
+            scale,
+            table_SB=table_RB,
+            lengths_S=lengths_R,
+        )
+        return out_TNH
     out_TNH = torch.empty_like(q_TNH)
     bounds = bounds_R.tolist()
     calls: dict[tuple[int, int], list[int]] = {}

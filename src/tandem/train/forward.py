@@ -16,6 +16,10 @@ from tandem.parallel.collectives import all_rows
 from tandem.train.context import Chunk, attention_over, chunks_of, in_row_order, own_tokens
 from tandem.types import Batch
 
+KEPT_BYTES = 3 << 30
+"""What the head keeps for the backward pass, where memory is plenty."""
+_ELSEWHERE = 8 << 30  # what the backward pass takes beside it, and blocks that fit nothing
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scoring:
@@ -121,10 +125,22 @@ def scores_of(
         chunk=how.chunk,
         want_entropy=how.wants_entropy,
         entropy_needs_grad=how.entropy_has_gradient,
+        keep_bytes=_room_to_keep(hidden_TD) if torch.is_grad_enabled() else 0,
         axis=decoder.part.mesh.tensor,
         vocab_start=decoder.vocab_start,
     )
     return row.spread(logprobs), None if entropy is None else row.spread(entropy)
+
+
+def _room_to_keep(hidden_TD: Tensor) -> int:
+    """Bytes of log-probs that the head may keep for the backward pass: `KEPT_BYTES` where twice as
+    much is free. 0.27 s of W1 on an H200."""
+    if not hidden_TD.is_cuda or torch.are_deterministic_algorithms_enabled():
+        return 0  # what is kept is rounded, so its amount is seen in the gradients
+    device = hidden_TD.device
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return KEPT_BYTES if free + held > 2 * KEPT_BYTES + _ELSEWHERE else 0
 
 
 def token_values(

@@ -19,6 +19,7 @@ from tandem.checkpoint.hugging_face import save_hugging_face
 from tandem.checkpoint.names import to_hugging_face
 from tandem.checkpoint.pieces import Pieces, as_pieces
 from tandem.kernels.digest import digest_all
+from tandem.kernels.replay import Replayed
 from tandem.models.decoder import Decoder
 from tandem.packing import ScoringRow, columns, num_steps, scoring_rows
 from tandem.parallel import Layout
@@ -77,6 +78,7 @@ class LocalTrainer:
         self._snapshots = Snapshots() if learning.algo.keep_old_actor else None
         self._num_rollouts = 0  # learned from, over the whole run
         self._seconds: dict[str, float] = {}
+        self._canary = Replayed()
 
     @property
     def layout(self) -> Layout:
@@ -166,7 +168,7 @@ class LocalTrainer:
         """
         if self._snapshots is not None:
             self._snapshots.take(version, self._model)
-        said = canary(self._model)
+        said = canary(self._model, self._canary)
         is_whole = self._model.is_whole
         tensors = self._model.tensors()
         return Weights(

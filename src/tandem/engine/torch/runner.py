@@ -7,6 +7,7 @@ from the host.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tandem.engine.torch.graphs import DecodeGraphs
 from tandem.engine.torch.grouping import find_groups, suffixes
 from tandem.engine.torch.virtual import VirtualMemory
 from tandem.kernels.head import token_logprobs
+from tandem.kernels.replay import Replayed, Run, places_of
 from tandem.kernels.sample import choose_tokens, uniform
 from tandem.models.decoder import Decoder
 from tandem.models.experts import Routing
@@ -116,6 +118,7 @@ class Runner:
         self._goes_by_row = is_deterministic and device.type == "cpu"
         self._newest_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._cache: Tensor | None = None
+        self._canary = Replayed()
         self._memory: VirtualMemory | None = None
         self._graphs: DecodeGraphs | None = None
         self.allocate()
@@ -219,44 +222,61 @@ class Runner:
             draws=_NO_DRAWS,
             copies=[],
         )
-        hidden_TD = self._prefill(self._new_cache(num_blocks), batch)
         logprobs_T = np.zeros(length, dtype=np.float32)
-        if length > 1:
-            targets = self._tensor(tokens_T[1:])
-            values, _ = token_logprobs(
+        if length == 1:
+            return logprobs_T
+        prepare = partial(self._logprobs, batch, self._tensor(tokens_T[1:]))
+        is_alone = self.decoder.part.mesh.tensor.size == 1
+        if self._graphs is not None and is_alone and self.decoder.shape.mixture is None:
+            key = (tokens_T.tobytes(), *places_of(self.decoder))
+            logprobs_T[1:] = self._canary(key, prepare).cpu().numpy()
+        else:
+            logprobs_T[1:] = prepare()().cpu().numpy()
+        return logprobs_T
+
+    def _logprobs(self, batch: Prefill, targets_T: Tensor) -> Run:
+        """What computes the log-probs of all tokens of a prefill but the first."""
+        tokens_T, positions_T = self._tensor(batch.tokens_T), self._tensor(batch.positions_T)
+        places_T = self._tensor(batch.places_T)
+        attend = self._prefill_attend(self._new_cache(len(batch.table_SB[0])), batch)
+
+        def run() -> Tensor:
+            hidden_TD = self._hidden(tokens_T, positions_T, attend, places_T, None)
+            values_T, _ = token_logprobs(
                 hidden_TD[:-1],
                 self.decoder.head_weight,
-                targets,
+                targets_T,
                 axis=self.decoder.part.mesh.tensor,
                 vocab_start=self.decoder.vocab_start,
             )
-            logprobs_T[1:] = values.cpu().numpy()
-        return logprobs_T
+            return values_T
+
+        return run
 
     def _prefill(
         self, cache: Tensor, batch: Prefill, experts: ChosenExperts | None = None
     ) -> Tensor:
         places_T, positions_T = self._tensor(batch.places_T), self._tensor(batch.positions_T)
-        attend: Attend
+        attend, tokens_T = self._prefill_attend(cache, batch), self._tensor(batch.tokens_T)
+        return self._hidden(tokens_T, positions_T, attend, places_T, experts)
+
+    def _prefill_attend(self, cache: Tensor, batch: Prefill) -> Attend:
+        places_T = self._tensor(batch.places_T)
         if self._goes_by_row:
-            sizes_S = np.diff(batch.bounds_S)
-            attend = DecodeAttend(
+            return DecodeAttend(
                 cache,
                 places_R=places_T,
-                table_RB=self._tensor(np.repeat(batch.table_SB, sizes_S, axis=0)),
-                lengths_R=positions_T + 1,
+                table_RB=self._tensor(np.repeat(batch.table_SB, np.diff(batch.bounds_S), axis=0)),
+                lengths_R=self._tensor(batch.positions_T) + 1,
             )
-        else:
-            attend = PrefillAttend(
-                cache,
-                places_T=places_T,
-                bounds_S=self._tensor(batch.bounds_S),
-                table_SB=self._tensor(batch.table_SB),
-                lengths_S=self._tensor(batch.lengths_S),
-                longest=int(np.diff(batch.bounds_S).max()),
-            )
-        tokens_T = self._tensor(batch.tokens_T)
-        return self._hidden(tokens_T, positions_T, attend, places_T, experts)
+        return PrefillAttend(
+            cache,
+            places_T=places_T,
+            bounds_S=self._tensor(batch.bounds_S),
+            table_SB=self._tensor(batch.table_SB),
+            lengths_S=self._tensor(batch.lengths_S),
+            longest=int(np.diff(batch.bounds_S).max()),
+        )
 
     def _hidden(
         self,

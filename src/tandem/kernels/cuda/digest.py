@@ -4,6 +4,8 @@ A launch for each of a model's hundreds of tensors would take longer than readin
 table of addresses travels to the device once, and programs walk over pieces of all tensors.
 """
 
+import functools
+
 import numpy as np
 import torch
 import triton
@@ -16,26 +18,37 @@ _PIECES_TOGETHER = 4  # of one program: half a megabyte
 _BLOCK = 1024
 
 
-def word_sums(words: list[Tensor]) -> Tensor:
-    """For each tensor of int64 words what `digest._word_sum` gives, `[tensors]` int64."""
-    sizes = np.array([word.numel() for word in words], dtype=np.int64)
-    addresses = np.array([word.data_ptr() for word in words], dtype=np.int64)
-    share = PIECE_WORDS * _PIECES_TOGETHER
-    num_pieces = -(-sizes // share)
-    owner = np.repeat(np.arange(len(words)), num_pieces)
-    first_piece = np.cumsum(num_pieces) - num_pieces
-    start = (np.arange(len(owner)) - first_piece[owner]) * share
-    device = words[0].device
-    # for each program: address, number of words in the tensor, first word, owner
-    table = np.stack([addresses[owner], sizes[owner], start, owner])
-    sums = torch.from_numpy(sizes).to(device)
-    if len(owner):
-        pieces = torch.from_numpy(table).to(device)
-        _sum_pieces[(len(owner),)](
-            pieces, sums, len(owner), PIECE=PIECE_WORDS, PIECES=_PIECES_TOGETHER, BLOCK=_BLOCK,
-            num_warps=4,
+def word_sums(tensors: list[Tensor]) -> Tensor:
+    """For each tensor what `digest._word_sum` gives of its 8-byte words, `[tensors]` int64.
+
+    All lie on one device, begin at a word, have whole words and no gaps.
+    """
+    places = tuple((tensor.data_ptr(), tensor.nbytes // 8) for tensor in tensors)
+    pieces, sizes = _table(places, tensors[0].device)
+    sums = sizes.clone()
+    if pieces.numel():
+        _sum_pieces[(pieces.shape[1],)](
+            pieces, sums, pieces.shape[1], PIECE=PIECE_WORDS, PIECES=_PIECES_TOGETHER,
+            BLOCK=_BLOCK, num_warps=4,
         )  # fmt: skip
     return sums
+
+
+@functools.lru_cache(maxsize=8)
+def _table(places: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What each program reads, and the words of each tensor.
+
+    A row each for: address, number of words in the tensor, first word, owner. The same for as long
+    as tensors lie where they are.
+    """
+    addresses, sizes = np.array(places, dtype=np.int64).T
+    share = PIECE_WORDS * _PIECES_TOGETHER
+    num_pieces = -(-sizes // share)
+    owner = np.repeat(np.arange(len(places)), num_pieces)
+    first_piece = np.cumsum(num_pieces) - num_pieces
+    start = (np.arange(len(owner)) - first_piece[owner]) * share
+    table = np.stack([addresses[owner], sizes[owner], start, owner])
+    return torch.from_numpy(table).to(device), torch.from_numpy(sizes.copy()).to(device)
 
 
 @triton.jit
