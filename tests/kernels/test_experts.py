@@ -120,7 +120,7 @@ def test_routers_count_in_float32(dtype):
     x_TD, weight_ED = torch.randn(T, 64).to(dtype), torch.randn(E, 64).to(dtype)
     found = router_logits(x_TD, weight_ED)
     assert found.dtype == torch.float32
-    assert (found - x_TD.double() @ weight_ED.double().T).abs().max() < 1e-5
+    assert (found - x_TD.double() @ weight_ED.double().T).abs().max() < 1e-4
     assert router_logits(x_TD[3:4], weight_ED).equal(found[3:4])
 
 
