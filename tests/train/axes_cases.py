@@ -1,13 +1,15 @@
-"""The same rollouts learned on several processes: what each process of a mesh runs.
+"""The same rollouts learned on several processes, and on one.
 
-    python tests/train/axes_cases.py RANK WORLD FOLDER PLACES
+    python tests/train/axes_cases.py FOLDER PLACES
 
-PLACES is JSON: sizes of axes and settings of `ParallelConfig`, by a name. Findings go to
-FOLDER/RANK.txt, a line each; what several processes say is compared with what this one says alone.
+PLACES is JSON: by the number of processes and a name, sizes of axes and settings of
+`ParallelConfig`. What process R of a world of W finds goes to FOLDER/W.R.txt, a line each.
 """
 
 import json
+import multiprocessing
 import sys
+import time
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -289,17 +291,20 @@ def differences(found: Learned, wanted: Learned) -> list[str]:
 
 
 def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]]) -> None:
-    """Every task in every place."""
+    """Every task in every place, by one process of its world."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder}/store",
+        init_method=f"file://{folder}/store{world}",
         rank=rank,
         world_size=world,
         timeout=timedelta(minutes=20),  # of a busy machine
     )
-    wanted = {name: learn(task, Mesh(), {}) for name, task in ALL.items()}
-    with (folder / f"{rank}.txt").open("w", encoding="utf-8") as file:
+    alone = {name: learn(task, Mesh(), {}) for name, task in ALL.items()} if rank == 0 else {}
+    box = [alone]
+    dist.broadcast_object_list(box, src=0)
+    wanted = box[0]
+    with (folder / f"{world}.{rank}.txt").open("w", encoding="utf-8") as file:
         for where, place in places.items():
             sizes = {name: size for name, size in place.items() if name in AXES}
             known = {entry.name for entry in fields(ParallelConfig)}
@@ -309,7 +314,7 @@ def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]])
                 tasks = tasks | {name: COMPANIONS[name] for name in place["companions"]}
             mesh = make_mesh(rank, sizes_of(world, **sizes), dist.new_group)
             for name, task in tasks.items():
-                saved = folder / f"{where} {name}" if place.get("saves") else None
+                saved = folder / f"{where} {name}" if name in place.get("saves", ()) else None
                 found = learn(task, mesh, parallel, saved)
                 for line in differences(found, wanted[name]):
                     file.write(f"{where}, {name}: {line}\n")
@@ -318,5 +323,20 @@ def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]])
     dist.destroy_process_group()
 
 
+def run(world: int, folder: Path, places: dict[str, dict[str, Any]]) -> bool:
+    """Whether all processes of a world did their work; forked, so that they import nothing."""
+    fork = multiprocessing.get_context("fork")
+    running = [fork.Process(target=main, args=(r, world, folder, places)) for r in range(world)]
+    for process in running:
+        process.start()
+    while any(process.is_alive() for process in running):
+        if any(process.exitcode for process in running):
+            for process in running:  # the others would wait for the one that failed
+                process.kill()
+        time.sleep(0.1)
+    return not any(process.exitcode for process in running)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))
+    worlds = json.loads(sys.argv[2])
+    sys.exit(not all(run(int(world), Path(sys.argv[1]), worlds[world]) for world in worlds))
