@@ -30,6 +30,11 @@ class Replayed:
             self._graph = self._out = None
             return self._run()
         if self._graph is None:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._run()  # libraries are set up outside of the graph
+            torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._out = self._run()
