@@ -1,0 +1,30 @@
+"""Runs on clusters that were started before them: of two nodes, and through submitted jobs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tandem.runtime.ray.cluster import ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = Path(__file__).with_name("two_nodes.py")
+
+
+def test_ranks_and_engines_on_two_nodes_and_too_few_of_them(tiny, tmp_path):
+    def on_two_nodes(words):
+        argv = tiny.argv(tmp_path, words, num_rollout=1)
+        command = [sys.executable, str(NODES), *argv]
+        env = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True)
+
+    done = on_two_nodes("--actor-num-nodes 2 --actor-num-gpus-per-node 1 --rollout-num-gpus 2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    # the first node's devices come first: a rank and a rank, then the engines
+    assert told["nodes"] == [0, 0, 1, 1]
+    assert told["too few"].startswith("this run asks for 6 devices: 2 that train")
+    assert "the cluster has 4 CPUs on 2 hosts" in told["too few"]
+    assert told["seconds"] < 10
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
