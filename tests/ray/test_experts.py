@@ -1,4 +1,4 @@
-"""Experts divided over two ranks, whose engines say what they chose, learn what one process does."""
+"""Experts divided over two ranks, with replay of what engines chose, learn as in one process."""
 
 import json
 import shutil

@@ -52,7 +52,6 @@ def _shown(value: Any) -> str:
 
 
 LEAVE_OUT = "leave {flag} out"
-ONE = "set {flag} 1"
 SERVERS = (
     "rollout_num_gpus_per_engine update_weight_transport update_weight_disk_dir "
     "update_weight_disk_keep_files"
@@ -67,8 +66,6 @@ ROWS = (
         "set {flag} 1, and each device has an engine of its own",
         (1,),
     ),
-    Row("expert_model_parallel_size", "expert parallelism", ONE, (1,)),
-    Row("expert_tensor_parallel_size", "expert parallelism", ONE, (None, 1)),
     Row("allgather_cp", "context parallelism", LEAVE_OUT),
     Row("release_train", "training processes that end and come back", LEAVE_OUT),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
