@@ -21,6 +21,8 @@ from tandem.runtime.servers import build_server_sync, build_servers, place_of, s
 from tandem.runtime.weights import policy_decoder, reference_parts
 from tandem.sync import CopiedSync, SharedSync
 from tandem.train import LocalTrainer, build_trainer, layout_of
+from tandem.train.build import recompute_of
+from tandem.train.fit import check_fit, training_bytes
 
 
 def build(cfg: Config, events: EventLoop, stack: ExitStack) -> tuple[Stages, Config]:
@@ -93,6 +95,11 @@ def build_learner(
 ) -> LocalTrainer:
     """The trainer of `decoder`, with the other models that the algorithm wants."""
     shape = known.opened.shape
+    if device.type == "cuda" and not cfg.algo.lora_rank:
+        recompute = recompute_of(cfg.parallel, shape.num_layers)
+        row_tokens = cfg.batch.max_tokens_per_gpu or 0
+        needs = training_bytes(shape, cfg.optim, row_tokens=row_tokens, recompute=recompute)
+        check_fit(needs, torch.cuda.mem_get_info(device)[1])
     return build_trainer(
         cfg,
         decoder,
