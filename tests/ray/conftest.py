@@ -29,7 +29,8 @@ class Tiny:
             --apply-chat-template --rollout-shuffle --rm-type random --num-rollout {num_rollout}
             --rollout-batch-size 4 --n-samples-per-prompt 4 --rollout-max-response-len 12
             --num-steps-per-rollout 2 --use-dynamic-batch-size --max-tokens-per-gpu 96
-            --lr 1e-2 --use-kl-loss --kl-loss-coef 0.01 --kl-loss-type low_var_kl --progress off
+            --lr 1e-2 --lr-decay-style cosine --lr-decay-iters 8 --use-kl-loss
+            --kl-loss-coef 0.01 --kl-loss-type low_var_kl --progress off
         """
         return [*line.split(), *words.split()]
 
