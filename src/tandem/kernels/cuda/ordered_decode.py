@@ -13,8 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from tandem.kernels.cuda.ordered import BLOCK_N, CHUNK, LOG2_E, fold, merge, offsets_of
+from tandem.kernels.device import is_half
 
 _TILE = 64  # rows of a wgmma
+_TILE_FP32 = 16  # more do not fit the registers
 _PROGRAMS = 2048  # enough to fill 132 multiprocessors several times
 
 
@@ -57,7 +59,10 @@ def _decode(q_RNH, k_cache, v_cache, prefix, table_RB, lengths_R, scale) -> Tens
     out = torch.empty_like(q_RNH)
     if not rows:
         return out
-    shared = {"N": heads, "K": key_heads, "H": size, "BLOCK_M": _TILE, "CHUNK": CHUNK}
+    per_key = heads // key_heads
+    tile = _TILE if is_half(q_RNH) else max(_TILE_FP32, triton.next_power_of_2(per_key))
+    assert per_key <= tile, f"{per_key} query heads a key head are more than a tile has rows"
+    shared = {"N": heads, "K": key_heads, "H": size, "BLOCK_M": tile, "CHUNK": CHUNK}
     pages = {"BS": block, "BLOCK_N": BLOCK_N, "num_warps": 4, "num_stages": 2}
     blocks = table_RB.shape[1] + (0 if prefix is None else prefix[0].shape[1])
     chunks = triton.cdiv(blocks * block, CHUNK)
@@ -67,7 +72,7 @@ def _decode(q_RNH, k_cache, v_cache, prefix, table_RB, lengths_R, scale) -> Tens
     if prefix is not None:
         table_GB, lengths_G, bounds_G = prefix
         begun_R = torch.zeros(rows, dtype=torch.int32, device=q_RNH.device)
-        groups, together = len(lengths_G), _TILE // (heads // key_heads)
+        groups, together = len(lengths_G), tile // per_key
         tiles = triton.cdiv(rows, together * max(1, groups // 4))
         _fold_prefix[(groups, key_heads, max(tiles, _splits(chunks, groups * key_heads)))](
             q_RNH, k_cache, v_cache, table_GB, lengths_G, bounds_G, state, tops, totals, begun_R,
