@@ -79,6 +79,17 @@ def refusals(read):
         ("--lr-warmup-iters 2 --lr-warmup-fraction 0.1", "leave one out"),
         ("--only-train-params-name-list a --freeze-params-name-list b", "exclude each other"),
         ("--use-stateless-adam", "--use-stateless-adam needs --no-save-optim"),
+        ("--exp-avg-dtype bf16", "need --use-precision-aware-optimizer"),
+        ("--lora-rank 4 --freeze-params-name-list a", "--lora-rank trains adapters alone"),
+        (
+            "--lora-rank 4 --actor-num-gpus-per-node 2 --tensor-model-parallel-size 2",
+            "--lora-rank trains adapters of whole matrices",
+        ),
+        (
+            "--advantage-estimator ppo --actor-num-gpus-per-node 2 "
+            "--pipeline-model-parallel-size 2",
+            "has a critic, which is not divided into stages",
+        ),
         ("--save-interval 5", "--save-interval needs --save"),
         ("--update-weight-transport disk", "needs --update-weight-disk-dir"),
         ("--update-weight-mode delta", "--update-weight-mode delta needs"),
