@@ -38,7 +38,7 @@ def overlapping(cfg: Config) -> Iterator[str]:
     if sync.asynchronous != "full":
         return
     for flag, is_set in (
-        ("--rollout-function-path", rollout.rollout_function_path),
+        ("--rollout-function-path", rollout.rollout_function_path is not None),
         ("--partial-rollout", rollout.partial_rollout),
         ("--mask-offpolicy-in-partial-rollout", rollout.mask_offpolicy_in_partial_rollout),
         ("--loss-type sft_loss", cfg.algo.loss_type == "sft_loss"),
