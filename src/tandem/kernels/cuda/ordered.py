@@ -198,7 +198,7 @@ def _attend_tile(
         key_head, scale, K, H, BS, IS_PAGED, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if IS_LONG:
-        totals_ptr = marks_ptr + tokens.to(tl.int64) * N
+        totals_ptr = marks_ptr + tokens * N
         for begin in range(CHUNK, last, CHUNK):
             # registers do not hold two states
             tl.store(kept_ptr + where, out, mask=is_real[:, None])

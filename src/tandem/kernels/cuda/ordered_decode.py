@@ -129,13 +129,12 @@ def _finish(
     N: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """Merges the states of a row's chunks from the first on, and writes what it attends to."""
-    stride = rows.to(tl.int64) * N
     column = tl.arange(0, H)[None, :]
     out = tl.load(state_ptr + target[:, None] * H + column, mask=is_head[:, None], other=0.0)
     top = tl.load(tops_ptr + target, mask=is_head, other=0.0)
     total = tl.load(totals_ptr + target, mask=is_head, other=1.0)
     for chunk in range(1, num_chunks):
-        place = target + chunk * stride
+        place = target + tl.cast(chunk, tl.int64) * rows * N
         next_out = tl.load(
             state_ptr + place[:, None] * H + column, mask=is_head[:, None], other=0.0
         )
@@ -168,7 +167,7 @@ def _fold_suffix(
     q = tl.load(q_ptr + where, mask=is_head[:, None], other=0.0)
     for chunk in range(tl.program_id(2), num_chunks, tl.num_programs(2)):
         begin = chunk * CHUNK
-        slot = chunk * rows.to(tl.int64) * N
+        slot = tl.cast(chunk, tl.int64) * rows * N
         if HAS_PREFIX:
             # what no prefix wrote must not be read: NaN times 0 is NaN
             is_begun = is_head & (begun > begin)
@@ -250,7 +249,7 @@ def _fold_prefix(
             tl.zeros((BLOCK_M, H), tl.float32), tl.full((BLOCK_M,), float("-inf"), tl.float32),
             tl.zeros((BLOCK_M, 16), tl.float32), scale, K, H, BS, BLOCK_N,
         )  # fmt: skip
-        slot = chunk * rows.to(tl.int64) * N
+        slot = tl.cast(chunk, tl.int64) * rows * N
         tl.store(state_ptr + slot * H + where, out, mask=is_real[:, None])
         tl.store(tops_ptr + slot + target, top, mask=is_real)
         tl.store(totals_ptr + slot + target, tl.max(total, 1), mask=is_real)
