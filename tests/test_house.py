@@ -23,6 +23,7 @@ ROOMS = (
     ("kernels",),
     ("models",),
     ("checkpoint",),
+    ("carriers",),
     ("engine", "rollout", "train", "sync", "server"),
     ("loop", "loop_async"),
     ("runtime",),

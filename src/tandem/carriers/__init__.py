@@ -1,0 +1,1 @@
+"""Ways by which weights travel from a trainer's process to an engine's."""

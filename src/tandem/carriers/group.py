@@ -1,0 +1,165 @@
+"""A process group beside the trainer's own: one process sends, engines in others receive.
+
+What is in a bucket goes through the group's store, its bytes through a broadcast. The next bucket
+is packed while the last one travels, and a receiver asks for the next before it reads the last.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
+
+from tandem.carriers.buckets import Bucket, Form, Named, buckets, form_of, tensors_of
+from tandem.errors import SyncError
+
+IN_FLIGHT = 2
+"""Buckets that are packed and not yet with every receiver, at most."""
+
+JOINING = timedelta(seconds=60)
+"""How long the others are waited for when a group is made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seat:
+    """One process's place in a group; the sender is rank 0."""
+
+    host: str
+    port: int
+    rank: int
+    size: int
+
+
+def open_store(host: str) -> dist.TCPStore:
+    """The store at which a group meets, on this host at a free port."""
+    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=JOINING)
+
+
+class Group:
+    """Owns this process's end of a group.
+
+    Another one is made when any of its processes is replaced. Made of torch's back ends
+    themselves: a `torch.distributed` group can hold processes of one run of torchrun alone.
+    """
+
+    def __init__(
+        self,
+        seat: Seat,
+        device: torch.device,
+        timeout: timedelta,
+        store: dist.TCPStore | None = None,
+    ) -> None:
+        """Joins; returns when all are there, or raises SyncError when they do not come.
+
+        The sender gives the `store` that it opened.
+        """
+        self.seat, self._device = seat, device
+        try:
+            if store is None:
+                store = dist.TCPStore(
+                    seat.host, seat.port, is_master=False, wait_for_workers=False, timeout=JOINING
+                )
+            self._group = _meet(dist.PrefixStore("group", store), seat, device, timeout)
+        except RuntimeError as error:
+            raise SyncError(f"a process group for weights could not be made: {error}") from error
+        store.set_timeout(timeout)
+        self._store = store
+        self._told: list[str] = []  # keys of this update, and of the one before
+        self._told_before: list[str] = []
+
+    def send(self, version: int, named: Named, limit: int) -> int:
+        """Sends the tensors in buckets of at most `limit` bytes; how many bytes they had.
+
+        Raises SyncError if a receiver was lost; `named` is not read on then.
+        """
+        for key in self._told_before:  # whoever took the last update has read them
+            self._store.delete_key(key)
+        self._told_before, self._told = self._told, []
+        try:
+            num_bytes = self._send(version, named, limit)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except RuntimeError as error:
+            last = max(0, len(self._told) - 1)
+            for place in (last, last + 1):  # nobody waits for more than the next one
+                self._store.set(_key(version, place), json.dumps({"fault": str(error)}))
+            raise SyncError(f"weight update {version} could not be sent: {error}") from error
+        return num_bytes
+
+    def receive(self, version: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors as they come; raises SyncError if the sender or another process was lost."""
+        try:
+            coming, place = self._ask(version, 0), 0
+            while coming is not None:
+                place += 1
+                following = self._ask(version, place)
+                bucket, work = coming
+                work.wait()
+                yield from tensors_of(bucket)
+                coming = following
+        except RuntimeError as error:
+            raise SyncError(f"weight update {version} did not come: {error}") from error
+
+    def abort(self) -> None:
+        """Ends what another thread waits for in this group, with an error there."""
+        self._group.abort()
+
+    def close(self) -> None:
+        """Leaves the group."""
+        self._group.abort()
+
+    def _send(self, version: int, named: Named, limit: int) -> int:
+        num_bytes = 0
+        travelling: list[tuple[Any, Tensor]] = []
+        for bucket in buckets(named, limit):
+            if len(travelling) == IN_FLIGHT:
+                travelling.pop(0)[0].wait()
+            self._tell(version, bucket.form)
+            travelling.append((self._broadcast(bucket.flat), bucket.flat))
+            num_bytes += bucket.flat.nbytes
+        self._tell(version, None)
+        for work, _ in travelling:
+            work.wait()
+        return num_bytes
+
+    def _tell(self, version: int, form: Form | None) -> None:
+        key = _key(version, len(self._told))
+        self._store.set(key, json.dumps(None if form is None else form.record()))
+        self._told.append(key)
+
+    def _ask(self, version: int, place: int) -> tuple[Bucket, Any] | None:
+        """The bucket that comes next, and what to wait for before it is read; None at the end."""
+        said = json.loads(self._store.get(_key(version, place)))
+        if said is None:
+            return None
+        if "fault" in said:
+            raise SyncError(f"weight update {version} ended at its sender: {said['fault']}")
+        form = form_of(said)
+        flat = torch.empty(sum(form.lengths), dtype=torch.uint8, device=self._device)
+        return Bucket(form=form, flat=flat), self._broadcast(flat)
+
+    def _broadcast(self, flat: Tensor) -> Any:
+        options = c10d.BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        return self._group.broadcast([flat], options)
+
+
+def _meet(store: dist.Store, seat: Seat, device: torch.device, timeout: timedelta) -> Any:
+    if device.type == "cuda":
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        nccl = c10d.ProcessGroupNCCL(store, seat.rank, seat.size, options)
+        nccl.eager_connect_single_device(device)
+        return nccl
+    group = c10d.ProcessGroupGloo(store, seat.rank, seat.size, JOINING)
+    group._set_default_timeout(timeout)
+    return group
+
+
+def _key(version: int, place: int) -> str:
+    return f"{version}/{place}"
