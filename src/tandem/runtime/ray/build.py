@@ -26,6 +26,7 @@ from tandem.runtime.ray.publish import FleetSync
 from tandem.runtime.ray.rank import Recipe
 from tandem.runtime.ray.servers import beside_servers, rank_environment, server_place
 from tandem.runtime.ray.trainers import TrainerFleet
+from tandem.runtime.ray.turns import Turns
 from tandem.runtime.ray.watch import Watch
 from tandem.sync import SharedSync
 
@@ -156,19 +157,7 @@ def build_devices(
     gives_back = parts.recipe.cfg.cluster.offload_rollout and device == "cuda"
     if trainers is None or not parts.placement.is_shared or not gives_back:
         return Devices(sampling=partial(afresh, engines))
-    return Devices(sampling=partial(in_turns, trainers, engines))
-
-
-@contextmanager
-def in_turns(trainers: TrainerFleet, engines: EngineFleet) -> Iterator[None]:
-    """The caches are there only while the engines sample; see `runtime.devices.take_turns`."""
-    trainers.trim()
-    engines.wake()
-    try:
-        yield
-    finally:
-        if not engines.stats().num_running:
-            engines.sleep()
+    return Turns(trainers, engines, log.info).devices()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tandem.checkpoint.names import to_hugging_face
@@ -14,6 +15,7 @@ from tandem.models.decoder import Decoder
 from tandem.runtime.building import device_of
 from tandem.runtime.ray.mailbox import Answer, Mailbox
 from tandem.runtime.ray.rank import Recipe
+from tandem.runtime.ray.turns import Memory
 from tandem.runtime.weights import fill
 from tandem.types import EngineStats, Request, Weights
 
@@ -24,7 +26,7 @@ class EngineSide:
     def __init__(self, recipe: Recipe, decoder: Decoder | None, version: int) -> None:
         """An engine of its own starts without weights, unless nobody is there to send them."""
         cfg = recipe.cfg
-        device = device_of(cfg)
+        self._device = device = device_of(cfg)
         folder = cfg.model.hf_checkpoint
         assert folder is not None, "rules refuse a run without --hf-checkpoint"
         if decoder is None:
@@ -86,6 +88,11 @@ class EngineSide:
     def wake(self) -> None:
         """Makes the cache again."""
         self._engine.wake()
+
+    def memory(self) -> Memory:
+        """Of its device."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return Memory(free=free, total=total)
 
     def stats(self) -> EngineStats:
         """What it does now, and counts since it was made."""

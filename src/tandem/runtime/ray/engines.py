@@ -13,6 +13,7 @@ from tandem.errors import EngineError, ResourceError, SyncError, TandemError
 from tandem.observe import get_logger
 from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.line import Asked, Line
+from tandem.runtime.ray.turns import Memory
 from tandem.runtime.ray.watch import Watch
 from tandem.types import Completion, EngineStats, Request, Weights
 
@@ -260,6 +261,14 @@ class EngineFleet:
     def canaries(self, tokens_T: np.ndarray) -> list[np.ndarray]:
         """Each engine's log-probs of the sequence."""
         return self._sample("canary", tokens_T)
+
+    def memories(self) -> list[Memory]:
+        """Of each engine's device."""
+        return self._sample("memory")
+
+    def is_busy(self) -> bool:
+        """Whether requests are live."""
+        return any(line.num_asked for line in self.lines)
 
     def all_stats(self) -> list[EngineStats]:
         """What each engine does now."""
