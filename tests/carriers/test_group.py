@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from tandem.carriers.group import Group, Seat, open_store
+from tandem.carriers.group import Group, Member, open_store
 from tandem.errors import SyncError
 
 CPU = torch.device("cpu")
@@ -28,8 +28,8 @@ def joined(rank, world):
     store = open_store("127.0.0.1") if rank == 0 else None
     port = [None if store is None else store.port]
     dist.broadcast_object_list(port, src=0)
-    seat = Seat(host="127.0.0.1", port=port[0], rank=rank, size=world)
-    return Group(seat, CPU, TIMEOUT, store)
+    member = Member(host="127.0.0.1", port=port[0], rank=rank, size=world)
+    return Group(member, CPU, TIMEOUT, store).join()
 
 
 def twice(rank, world):
@@ -42,7 +42,7 @@ def twice(rank, world):
         else:
             found.append({name: one.clone() for name, one in group.receive(version)})
     dist.barrier()
-    group.close()
+    group.abort()
     return found
 
 
@@ -65,7 +65,7 @@ def forked(receive, port, rank):
         return child
     code = 0
     try:
-        group = Group(Seat(host="127.0.0.1", port=port, rank=rank, size=3), CPU, TIMEOUT)
+        group = Group(Member(host="127.0.0.1", port=port, rank=rank, size=3), CPU, TIMEOUT).join()
         receive(group)
     except SyncError:
         code = 7
@@ -91,7 +91,9 @@ def with_a_loss(rank, world):
     staying, dying = (
         forked(one, store.port, 1 + i) for i, one in ((0, all_of_it), (1, half_of_it))
     )
-    group = Group(Seat(host="127.0.0.1", port=store.port, rank=0, size=3), CPU, TIMEOUT, store)
+    group = Group(
+        Member(host="127.0.0.1", port=store.port, rank=0, size=3), CPU, TIMEOUT, store
+    ).join()
 
     def mourn():
         os.waitpid(dying, 0)

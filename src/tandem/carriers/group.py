@@ -5,6 +5,8 @@ is packed while the last one travels, and a receiver asks for the next before it
 """
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,9 +26,12 @@ IN_FLIGHT = 2
 JOINING = timedelta(seconds=60)
 """How long the others are waited for when a group is made."""
 
+LOOK_S = 0.002
+"""Between two looks at who is there."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seat:
+class Member:
     """One process's place in a group; the sender is rank 0."""
 
     host: str
@@ -43,34 +48,54 @@ def open_store(host: str) -> dist.TCPStore:
 class Group:
     """Owns this process's end of a group.
 
-    Another one is made when any of its processes is replaced. Made of torch's back ends
+    Another one takes its place when any of its processes is replaced. Made of torch's back ends
     themselves: a `torch.distributed` group can hold processes of one run of torchrun alone.
     """
 
     def __init__(
         self,
-        seat: Seat,
+        member: Member,
         device: torch.device,
         timeout: timedelta,
         store: dist.TCPStore | None = None,
     ) -> None:
-        """Joins; returns when all are there, or raises SyncError when they do not come.
-
-        The sender gives the `store` that it opened.
-        """
-        self.seat, self._device = seat, device
-        try:
-            if store is None:
-                store = dist.TCPStore(
-                    seat.host, seat.port, is_master=False, wait_for_workers=False, timeout=JOINING
-                )
-            self._group = _meet(dist.PrefixStore("group", store), seat, device, timeout)
-        except RuntimeError as error:
-            raise SyncError(f"a process group for weights could not be made: {error}") from error
-        store.set_timeout(timeout)
+        """The sender gives the `store` that it opened."""
+        self.member, self._device, self._timeout = member, device, timeout
         self._store = store
+        self._group: Any = None
+        self._is_over = threading.Event()
         self._told: list[str] = []  # keys of this update, and of the one before
         self._told_before: list[str] = []
+
+    def join(self) -> "Group":
+        """The group itself, once all are there; raises SyncError when they do not come."""
+        member = self.member
+        try:
+            if self._store is None:
+                self._store = dist.TCPStore(
+                    member.host,
+                    member.port,
+                    is_master=False,
+                    wait_for_workers=False,
+                    timeout=JOINING,
+                )
+            self._wait_for_all(self._store)
+            self._group = _meet(
+                dist.PrefixStore("group", self._store), member, self._device, self._timeout
+            )
+        except RuntimeError as error:
+            raise SyncError(f"a process group for weights could not be made: {error}") from error
+        self._store.set_timeout(self._timeout)
+        return self
+
+    def _wait_for_all(self, store: dist.TCPStore) -> None:
+        """Waits for the others at the store, where `abort` can end it; torch's own way cannot."""
+        store.set(f"here/{self.member.rank}", "")
+        keys = [f"here/{rank}" for rank in range(self.member.size)]
+        deadline_s = time.monotonic() + JOINING.total_seconds()
+        while not store.check(keys):
+            if self._is_over.wait(LOOK_S) or time.monotonic() > deadline_s:
+                raise SyncError("a process group for weights could not be made: not all came")
 
     def send(self, version: int, named: Named, limit: int) -> int:
         """Sends the tensors in buckets of at most `limit` bytes; how many bytes they had.
@@ -106,12 +131,10 @@ class Group:
             raise SyncError(f"weight update {version} did not come: {error}") from error
 
     def abort(self) -> None:
-        """Ends what another thread waits for in this group, with an error there."""
-        self._group.abort()
-
-    def close(self) -> None:
-        """Leaves the group."""
-        self._group.abort()
+        """Leaves the group; what another thread waits for in it ends with an error there."""
+        self._is_over.set()
+        if self._group is not None:
+            self._group.abort()
 
     def _send(self, version: int, named: Named, limit: int) -> int:
         num_bytes = 0
@@ -149,14 +172,14 @@ class Group:
         return self._group.broadcast([flat], options)
 
 
-def _meet(store: dist.Store, seat: Seat, device: torch.device, timeout: timedelta) -> Any:
+def _meet(store: dist.Store, member: Member, device: torch.device, timeout: timedelta) -> Any:
     if device.type == "cuda":
         options = c10d.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        nccl = c10d.ProcessGroupNCCL(store, seat.rank, seat.size, options)
+        nccl = c10d.ProcessGroupNCCL(store, member.rank, member.size, options)
         nccl.eager_connect_single_device(device)
         return nccl
-    group = c10d.ProcessGroupGloo(store, seat.rank, seat.size, JOINING)
+    group = c10d.ProcessGroupGloo(store, member.rank, member.size, JOINING)
     group._set_default_timeout(timeout)
     return group
 

@@ -17,6 +17,7 @@ from tandem.rollout import EventLoop
 from tandem.runtime.building import Halves, Known, build_stages
 from tandem.runtime.halves import IdleTrainer
 from tandem.runtime.ray.calls import gather
+from tandem.runtime.ray.carriers import carrier_of
 from tandem.runtime.ray.cluster import Reserved, joined, reserved, warn_of_split_hosts
 from tandem.runtime.ray.crew import Crew
 from tandem.runtime.ray.engines import EngineFleet
@@ -122,10 +123,15 @@ def build_engines(parts: _Parts, trainers: TrainerFleet | None) -> EngineFleet:
     shared = opened([ranks[first] for first in firsts[:num_shared]], shared_names)
     workers = opened(parts.start(own, trains=False), list(own))
     bucket_bytes = recipe.cfg.sync.update_weight_buffer_size
+    shares = (
+        trainers is not None
+        and trainers.is_whole
+        and recipe.cfg.sync.update_weight_transport != "disk"
+    )
     return EngineFleet(
         [
             *(
-                Line(name, worker, has_rank=True, shares=trainers is not None and trainers.is_whole)
+                Line(name, worker, has_rank=True, shares=shares)
                 for name, worker in zip(shared_names, shared, strict=True)
             ),
             *(
@@ -135,6 +141,7 @@ def build_engines(parts: _Parts, trainers: TrainerFleet | None) -> EngineFleet:
         ],
         parts.watch,
         replace=lambda name: opened([parts.crew.replace(name)], [name])[0],
+        carrier=None if trainers is None else carrier_of(recipe.cfg, trainers),
         export=lambda v: None if trainers is None else trainers.export(v, bucket_bytes),
         bucket_bytes=bucket_bytes,
         version=version,

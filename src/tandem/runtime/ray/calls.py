@@ -25,7 +25,7 @@ def gather(refs: Sequence[Any], names: Sequence[str], verb: str, watch: Watch) -
     while open_refs and time.monotonic() < deadline_s:
         done, open_refs = ray.wait(open_refs, timeout=1.0)
         for ref in done:
-            failure = _failure(ref)
+            failure = failure_of(ref)
             if failure is not None:
                 failures[refs.index(ref)] = failure
                 deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
@@ -36,7 +36,8 @@ def gather(refs: Sequence[Any], names: Sequence[str], verb: str, watch: Watch) -
     return ray.get(list(refs))
 
 
-def _failure(ref: Any) -> Exception | None:
+def failure_of(ref: Any) -> Exception | None:
+    """Why a call that has ended failed; None if it did not."""
     try:
         ray.get(ref)
     except (RayActorError, RayTaskError) as error:

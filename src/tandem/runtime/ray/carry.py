@@ -1,54 +1,27 @@
-"""Weights as buckets of bytes, for Ray's object store."""
+"""Weights through Ray's object store: what brings back an engine that missed an update."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.carriers.buckets import Bucket, Form, Named, buckets, tensors_of
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packet:
-    """Some named tensors, one behind the other."""
-
-    names: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    flat: np.ndarray  # uint8
+Stored = tuple[Form, np.ndarray]
+"""A bucket whose bytes Ray reads in place."""
 
 
-def buckets(named: Iterable[tuple[str, Tensor]], most_bytes: int) -> Iterator[Packet]:
-    """The tensors in their order, as many a packet as fit in `most_bytes`; one at least."""
-    held: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in named:
-        if held and size + tensor.nbytes > most_bytes:
-            yield _packet(held)
-            held, size = [], 0
-        held.append((name, tensor))
-        size += tensor.nbytes
-    if held:
-        yield _packet(held)
+def stored(named: Named, limit: int) -> Iterator[Stored]:
+    """The tensors in their order, in buckets of at most `limit` bytes."""
+    for bucket in buckets(named, limit):
+        yield bucket.form, bucket.flat.cpu().numpy()
 
 
-def from_buckets(packets: Iterable[Packet]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in their order; each is good until the next is asked for."""
-    for packet in packets:
-        flat = torch.frombuffer(bytearray(packet.flat), dtype=torch.uint8)
-        start = 0
-        for name, dtype, shape in zip(packet.names, packet.dtypes, packet.shapes, strict=True):
-            end = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-            # a copy: where it starts need not suit its dtype
-            yield name, flat[start:end].clone().view(dtype).view(shape)
-            start = end
-
-
-def _packet(held: list[tuple[str, Tensor]]) -> Packet:
-    parts = [tensor.detach().contiguous().cpu().view(-1).view(torch.uint8) for _, tensor in held]
-    return Packet(
-        names=tuple(name for name, _ in held),
-        dtypes=tuple(tensor.dtype for _, tensor in held),
-        shapes=tuple(tuple(tensor.shape) for _, tensor in held),
-        flat=torch.cat(parts).numpy(),
-    )
+def from_store(found: Iterable[Stored]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in their order."""
+    for form, flat in found:
+        # a copy: nobody may write to the store's own memory
+        yield from tensors_of(
+            Bucket(form=form, flat=torch.frombuffer(bytearray(flat), dtype=torch.uint8))
+        )

@@ -1,11 +1,13 @@
 """The embedded engine of one process: what it builds of a recipe, and the verbs of a fleet."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.carriers.group import Member
 from tandem.checkpoint.names import to_hugging_face
 from tandem.data import load_tokenizer
 from tandem.engine.torch.engine import TorchEngine
@@ -13,6 +15,7 @@ from tandem.errors import SyncError
 from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder
 from tandem.runtime.building import device_of
+from tandem.runtime.ray.ends import Receiver
 from tandem.runtime.ray.mailbox import Answer, Mailbox
 from tandem.runtime.ray.rank import Recipe
 from tandem.runtime.ray.turns import Memory
@@ -46,6 +49,7 @@ class EngineSide:
             records_experts=cfg.algo.use_rollout_routing_replay,
         )
         self._mailbox = Mailbox(self._engine)
+        self._receiver = Receiver(cfg, device)
 
     @property
     def has_work(self) -> bool:
@@ -76,6 +80,22 @@ class EngineSide:
     def update(self, version: int, named: Iterable[tuple[str, Tensor]], *, is_shared: bool) -> None:
         """Takes weights, or the news that they have changed where they lie."""
         self._engine.update(Weights(version=version, named=named, is_shared=is_shared))
+
+    def receive(self, version: int, member: Member) -> None:
+        """Takes weights from a process group."""
+        self.update(version, self._receiver.from_group(version, member), is_shared=False)
+
+    def read(self, version: int, folder: str) -> None:
+        """Takes weights from a folder."""
+        self.update(version, self._receiver.from_folder(Path(folder)), is_shared=False)
+
+    def took(self, version: int) -> None:
+        """Takes note of weights that came past the carrier."""
+        self._receiver.took(version, self.named(version))
+
+    def give_up(self, port: int) -> None:
+        """Ends what is being received from the group that meets at this port."""
+        self._receiver.group.give_up(port)
 
     def forget(self) -> None:
         """Drops cached prefixes."""
@@ -108,4 +128,5 @@ class EngineSide:
 
     def close(self) -> None:
         """Fails what is live and gives everything back."""
+        self._receiver.group.close()
         self._engine.close()

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 from tandem.errors import EngineError, ResourceError, SyncError, TandemError
 from tandem.observe import get_logger
 from tandem.runtime.ray.calls import gather
+from tandem.runtime.ray.carriers import Carrier
 from tandem.runtime.ray.line import Asked, Line
 from tandem.runtime.ray.turns import Memory
 from tandem.runtime.ray.watch import Watch
@@ -45,12 +46,16 @@ class EngineFleet:
         watch: Watch,
         *,
         replace: Replace,
+        carrier: Carrier | None,
         export: Export,
         bucket_bytes: int,
         version: int,
     ) -> None:
+        """`carrier` brings new weights, and is None where there never are any; `export` brings
+        those that it did not bring."""
         self.lines = tuple(lines)
         self._watch, self._replace, self._export = watch, replace, export
+        self._carrier = carrier
         self._bucket_bytes = bucket_bytes
         self._version = version
         self._has_weights = False
@@ -165,8 +170,7 @@ class EngineFleet:
         with self._lock:
             if line.is_alive:
                 return
-            if line.handle is None:
-                line.handle = self._replace(line.name)
+            self._revive(line)
             if self._has_weights:
                 refs = self._current_weights()
                 if refs is None:
@@ -178,12 +182,17 @@ class EngineFleet:
             line.open(line.handle)
             log.info("%s is back with weights %d", line.name, self._version)
 
+    def _revive(self, line: Line) -> None:
+        """Makes sure that the engine has a process, if one without weights."""
+        if line.handle is None:
+            line.handle = self._replace(line.name)
+
     def _tell(self, line: Line, verb: str, ref: Any) -> Any:
         return gather([ref], [line.name], verb, self._watch)[0]
 
     def _current_weights(self) -> "list[Any] | None":
         for line in self.lines:
-            if line.is_alive:
+            if line.is_alive and (line.shares or not line.has_rank):  # else all ranks would gather
                 try:
                     return ray.get(line.handle.export.remote(self._version, self._bucket_bytes))
                 except (RayActorError, SyncError):
@@ -193,26 +202,54 @@ class EngineFleet:
     # ---- everything else, of all engines at once, from outside the event loop
 
     def update(self, weights: Weights) -> None:
-        """Puts new weights into every engine, dead ones replaced; the tensors come from `export`.
+        """Puts new weights into every engine, dead ones replaced; the ranks have the tensors.
 
-        Raises SyncError where the trainer has none to give.
+        An engine that they do not reach is named, and gets them once more, in another way. Raises
+        SyncError where the trainer has none to give.
         """
         with self._lock:
-            version, refs = weights.version, None
-            if not all(line.shares for line in self.lines):
-                refs = self._export(version)
-                if refs is None:
-                    raise SyncError(f"the trainer has no weights {version} to send")
             self._homes = {}
             for line in self.lines:
                 line.num_deaths = 0
-                if not line.is_alive and line.handle is not None:
-                    line.open(line.handle)  # it was waiting for this
+                if not line.is_alive:
+                    self._revive(line)
+                    if self._is_asleep:
+                        self._tell(line, "sleep", line.handle.sample.remote("sleep"))
+                    line.open(line.handle)
+            version = weights.version
             self._version, self._has_weights = version, True
-            self._all(
-                "update",
-                lambda line: line.handle.update.remote(version, None if line.shares else refs),
+            sharing = [line for line in self.lines if line.shares]
+            self._all("update", lambda line: line.handle.update.remote(version, None), sharing)
+            apart = [line for line in self.lines if not line.shares]
+            if apart:
+                assert self._carrier is not None, "new weights, and nobody to bring them"
+                faults = self._carrier.send(apart, version)
+                for line, fault in faults.items():
+                    if isinstance(fault, RayActorError):
+                        self._homeless += self._mourn(line, fault)
+                self.send_again({line.name: str(fault) for line, fault in faults.items()})
+
+    def send_again(self, missed: Mapping[str, str]) -> None:
+        """Puts the weights of the last update once more into engines that missed it.
+
+        `missed` says why, by name. Raises SyncError where the trainer has no such weights any more.
+        """
+        if not missed:
+            return
+        for name, why in missed.items():
+            log.warning(
+                "%s missed weight update %d and gets it again: %s", name, self._version, why
             )
+        with self._lock:
+            refs = self._export(self._version)
+            if refs is None:
+                raise SyncError(f"the trainer has no weights {self._version} to send again")
+            lines = [line for line in self.lines if line.name in missed]
+            self._all("update", lambda line: line.handle.update.remote(self._version, refs), lines)
+
+    def update_numbers(self) -> Mapping[str, float]:
+        """Metrics of how the last weights were carried."""
+        return {} if self._carrier is None else self._carrier.numbers()
 
     def forget(self) -> None:
         """Drops cached prefixes of every engine."""
@@ -280,13 +317,14 @@ class EngineFleet:
     def _sample(self, verb: str, *arguments: Any) -> list[Any]:
         return self._all(verb, lambda line: line.handle.sample.remote(verb, *arguments))
 
-    def _all(self, verb: str, call: Callable[[Line], Any]) -> list[Any]:
+    def _all(
+        self, verb: str, call: Callable[[Line], Any], lines: Sequence[Line] | None = None
+    ) -> list[Any]:
         """Every engine's answer, in order; one that died is replaced and asked again."""
         with self._lock:
-            refs = [call(line) if line.is_alive else None for line in self.lines]
-            return [
-                self._one(line, verb, call, ref) for line, ref in zip(self.lines, refs, strict=True)
-            ]
+            lines = self.lines if lines is None else lines
+            refs = [call(line) if line.is_alive else None for line in lines]
+            return [self._one(line, verb, call, ref) for line, ref in zip(lines, refs, strict=True)]
 
     def _one(self, line: Line, verb: str, call: Callable[[Line], Any], ref: Any) -> Any:
         while True:

@@ -21,29 +21,39 @@ class FleetSync:
         self._dtype = dtype
 
     def publish(self, weights: Weights) -> Mapping[str, float]:
-        """Seconds of the update and of its check; raises SyncError naming engines that missed it.
+        """Seconds of the update and of its check, and what the carrier counts.
 
-        After the error the run stops, so no mixed fleet ever samples.
+        An engine that missed it is named and gets the weights once more; if it still does not show
+        them, SyncError names it. The run stops then, so no mixed fleet ever samples.
         """
         started_s = time.perf_counter()
         self.engines.update(weights)
         updated_s = time.perf_counter()
-        failures = [
-            failure
-            for name, shown in self._shown(weights).items()
-            for failure in failures_of(shown, name, weights, self._dtype)
-        ]
-        if failures:
+        missed = self._missed(weights)
+        if missed:
+            self.engines.send_again(missed)
+            missed = self._missed(weights)
+        if missed:
             raise SyncError(
                 f"weight update {weights.version} did not arrive as it was sent: "
-                + "; ".join(failures)
+                + "; ".join(missed.values())
                 + ". The run stops here; resume it from its last checkpoint"
             )
         checked_s = time.perf_counter()
         return {
             "perf/update_weights_time": checked_s - started_s,
             "perf/update_weights_check_time": checked_s - updated_s,
+            **self.engines.update_numbers(),
         }
+
+    def _missed(self, weights: Weights) -> dict[str, str]:
+        """What is wrong with each engine that does not show the weights, by its name."""
+        missed = {}
+        for name, shown in self._shown(weights).items():
+            failures = failures_of(shown, name, weights, self._dtype)
+            if failures:
+                missed[name] = "; ".join(failures)
+        return missed
 
     def _shown(self, weights: Weights) -> dict[str, Any]:
         """What each engine shows, by its name."""

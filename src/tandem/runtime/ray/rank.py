@@ -1,6 +1,7 @@
 """One rank of the trainer: what a process builds of a recipe, and the verbs that a fleet calls."""
 
 import gc
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from tandem.carriers.delta import Sent
+from tandem.carriers.group import Member
 from tandem.checkpoint.find import Found
 from tandem.checkpoint.names import to_hugging_face
 from tandem.config import Config
@@ -25,6 +28,7 @@ from tandem.models.shape import Shape
 from tandem.parallel import Layout, Mesh, make_mesh
 from tandem.runtime.algorithm import load_hooks, teacher_parts
 from tandem.runtime.building import device_of
+from tandem.runtime.ray.ends import Sender
 from tandem.runtime.weights import policy_parts, reference_parts
 from tandem.train import build_trainer
 from tandem.types import COLUMNS, Batch, Canary, Group, StepStats, Weights
@@ -82,6 +86,9 @@ class Rank:
         self._version: int | None = None  # of the weights as they are, once they were named
         self._cfg = cfg
         self._outlet: Outlet | None = None  # to SGLang servers, of the first rank
+        self._sender: Sender | None = None  # to embedded engines, of the first rank
+        if not seat.rank and cfg.engine.rollout_engine == "torch":
+            self._sender = Sender(cfg, self.device)
 
     @property
     def layout(self) -> Layout:
@@ -131,6 +138,36 @@ class Rank:
             self._outlet = Outlet(self._cfg, place, addresses)
         self._outlet.send(addresses, Weights(version=version, named=self.named(version)))
 
+    @property
+    def sender(self) -> Sender:
+        assert self._sender is not None, "weights of a rank that does not send"
+        return self._sender
+
+    def invite(self) -> tuple[str, int]:
+        """Where engines meet this rank to receive weights."""
+        return self.sender.group.invite(self._seat.address.rpartition(":")[0])
+
+    def broadcast(self, version: int, member: Member) -> str:
+        """What went wrong with sending the weights to a group; nothing if all is well."""
+        named = iter(self.named(version))
+        said = self.sender.broadcast(version, named, member)
+        for _ in named:  # the other ranks wait for this one's parts
+            pass
+        return said
+
+    def write(self, version: int) -> Sent:
+        """The folder that it wrote, of which all ranks give their parts."""
+        return self.sender.write(version, self.named(version))
+
+    def remove(self, folder: str) -> None:
+        """Deletes a folder that every engine has read."""
+        shutil.rmtree(folder)
+
+    def give_up(self, port: int) -> None:
+        """Ends what is being sent to the group that meets at this port."""
+        if self._sender is not None:
+            self._sender.group.give_up(port)
+
     def walk(self, version: int) -> None:
         """Takes this rank's part in an export by the first."""
         for _ in self.named(version):
@@ -174,6 +211,8 @@ class Rank:
         """Leaves the process group."""
         if self._outlet is not None:
             self._outlet.close()
+        if self._sender is not None:
+            self._sender.group.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 

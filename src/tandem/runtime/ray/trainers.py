@@ -44,7 +44,7 @@ class TrainerFleet:
             worker.open_rank.remote(recipe, seat)
             for worker, seat in zip(workers, seats, strict=True)
         ]
-        facts: list[RankFacts] = self._answers(refs, "start")
+        facts: list[RankFacts] = self.answers(refs, "start")
         self._data_ranks = [one.layout.data_rank or 0 for one in facts]
         self.layout: Layout = replace(facts[0].layout, data_rank=None)
         self.is_whole = facts[0].is_whole
@@ -69,7 +69,7 @@ class TrainerFleet:
             worker.learn.remote("step_on", shares[data_rank])
             for worker, data_rank in zip(self.workers, self._data_ranks, strict=True)
         ]
-        stats: StepStats = self._answers(refs, "step_on")[0]
+        stats: StepStats = self.answers(refs, "step_on")[0]
         num_tokens = sum(batch.num_tokens for batches in steps for batch in batches)
         return replace(stats, num_tokens=num_tokens)
 
@@ -89,10 +89,24 @@ class TrainerFleet:
         """References to buckets of all weights; None if they are not `version` any more."""
         if version != self._version:
             return None
-        refs = [self.workers[0].export.remote(version, bucket_bytes)]
-        if not self.is_whole:
-            refs += [worker.learn.remote("walk", version) for worker in self.workers[1:]]
-        return self._answers(refs, "export weights")[0]
+        refs = [self.workers[0].export.remote(version, bucket_bytes), *self._walks(version)]
+        return self.answers(refs, "export weights")[0]
+
+    def start_export(self, verb: str, version: int, *arguments: Any) -> list[Any]:
+        """Calls to the first rank, which sends the weights so, and to those that give it parts."""
+        return [
+            self.workers[0].learn.remote(verb, version, *arguments),
+            *self._walks(version),
+        ]
+
+    def first(self, verb: str, *arguments: Any) -> Any:
+        """What the first rank says."""
+        return self.answers([self.workers[0].learn.remote(verb, *arguments)], verb)[0]
+
+    def _walks(self, version: int) -> list[Any]:
+        if self.is_whole:
+            return []
+        return [worker.learn.remote("walk", version) for worker in self.workers[1:]]
 
     def send(self, addresses: Sequence[Address], version: int, place: Place) -> None:
         """Sends the weights of this version to SGLang servers; raises EngineError."""
@@ -131,9 +145,10 @@ class TrainerFleet:
 
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
         refs = [worker.learn.remote(verb, *arguments) for worker in self.workers]
-        return self._answers(refs, verb)
+        return self.answers(refs, verb)
 
-    def _answers(self, refs: Sequence[Any], verb: str) -> list[Any]:
+    def answers(self, refs: Sequence[Any], verb: str) -> list[Any]:
+        """What the ranks said; raises the fault that explains the others."""
         try:
             return gather(refs, self._names, verb, self._watch)
         except TandemError:

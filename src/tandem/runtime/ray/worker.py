@@ -12,7 +12,7 @@ import ray
 
 from tandem.observe import set_up_logging
 from tandem.parallel import Layout
-from tandem.runtime.ray.carry import buckets, from_buckets
+from tandem.runtime.ray.carry import from_store, stored
 from tandem.runtime.ray.engine import EngineSide
 from tandem.runtime.ray.pulse import Pulse, Vitals, stacks
 from tandem.runtime.ray.rank import Rank, Recipe, Seat
@@ -110,17 +110,43 @@ class Worker:
         source = self._engine if self._rank is None else self._rank
         assert source is not None, "weights of a process that has none"
         with self._vitals.span("export weights"):
-            return [ray.put(bucket) for bucket in buckets(source.named(version), bucket_bytes)]
+            return [ray.put(bucket) for bucket in stored(source.named(version), bucket_bytes)]
 
     async def update(self, version: int, refs: Sequence[Any] | None) -> None:
         """Puts weights into the engine: those of the buckets, or the rank's own (None)."""
         assert self._engine is not None, "weights for a process without an engine"
         # the object store's own memory, until it is copied into the engine's tensors
-        named = () if refs is None else from_buckets([await ref for ref in refs])
+        named = () if refs is None else from_store([await ref for ref in refs])
         with self._vitals.span("update weights"):
             self._engine.update(version, named, is_shared=refs is None)
+            if refs is not None:
+                self._engine.took(version)
+
+    async def update_from_rank(self, version: int) -> None:
+        """Puts into the engine what the rank beside it gathers, as all ranks do now."""
+        assert self._engine is not None and self._rank is not None, "one of the two is not here"
+        named = iter(self._rank.named(version))
+        with self._vitals.span("update weights"):
+            try:
+                self._engine.update(version, named, is_shared=False)
+            finally:
+                for _ in named:  # the other ranks wait for this one's parts
+                    pass
+
+    async def renew(self, verb: str, version: int, *arguments: Any) -> None:
+        """Has the engine take weights by a carrier."""
+        assert self._engine is not None, "weights for a process without an engine"
+        with self._vitals.span("update weights"):
+            getattr(self._engine, verb)(version, *arguments)
 
     # ---- the watch, from a thread of its own
+
+    @ray.method(concurrency_group=WATCH)
+    def give_up(self, port: int) -> None:
+        """Ends an update that another process of the group at this port cannot finish."""
+        for side in (self._rank, self._engine):
+            if side is not None:
+                side.give_up(port)
 
     @ray.method(concurrency_group=WATCH)
     def pulse(self) -> Pulse:
