@@ -128,6 +128,14 @@ def test_what_is_to_come_is_refused_with_not_yet(line, refusals):
     assert failure.startswith(line.split()[0]) and "not yet" in failure
 
 
+def test_sglang_servers_are_not_sent_changes_yet(refusals):
+    line = (
+        "--rollout-engine sglang --update-weight-transport disk --update-weight-disk-dir a "
+        "--update-weight-local-checkpoint-dir b --update-weight-mode delta"
+    )
+    assert ["not yet" in failure for failure in refusals(line)] == [True, True]
+
+
 def test_every_default_of_ours_is_fine():
     assert not any("not yet" in failure for failure in check(Config()))
 

@@ -61,7 +61,7 @@ class Group:
     ) -> None:
         """The sender gives the `store` that it opened."""
         self.member, self._device, self._timeout = member, device, timeout
-        self._store = store
+        self._store: Any = store
         self._group: Any = None
         self._is_over = threading.Event()
         self._told: list[str] = []  # keys of this update, and of the one before

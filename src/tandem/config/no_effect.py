@@ -67,11 +67,19 @@ def _told(name: str, value: object) -> str:
     return f"{flag_of(name)} {value}"
 
 
+CARRIED = (
+    "update_weight_mode update_weight_transport update_weight_buffer_size update_weight_disk_dir "
+    "update_weight_disk_keep_files update_weight_local_checkpoint_dir "
+    "custom_update_weight_post_write_path"
+)
+"""How weights travel between processes."""
+
+
 def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
     if cfg.cluster.runtime == "local":
         yield ONE_PROCESS, "there is one process"
         if cfg.engine.rollout_engine == "torch":
-            yield "update_weight_transport update_weight_buffer_size", "there is one process"
+            yield CARRIED, "there is one process"
             yield "colocate", "training and sampling share this process's device anyway"
             yield (
                 "offload offload_train offload_rollout",
@@ -110,9 +118,7 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
             "min_lr lr_decay_iters",
             "the learning rate does not decay (--lr-decay-style constant)",
         )
-    if cfg.sync.update_weight_mode == "full":
-        yield "update_weight_delta_encoding update_weight_delta_checksum", "all weights are updated"
-    yield "check_weight_update_equal", "every weight update is compared anyway"
+    yield from _weight_update(cfg)
     yield (
         "overlap_cpu_optimizer_d2h_h2d",
         "the copies of --optimizer-cpu-offload always overlap with the update",
@@ -123,6 +129,18 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         "no_save_rng no_load_rng",
         "a run has no random state: every token is drawn by its own key, from --rollout-seed",
     )
+
+
+def _weight_update(cfg: Config) -> Iterator[tuple[str, str]]:
+    if cfg.sync.update_weight_mode == "full":
+        yield "update_weight_delta_encoding update_weight_delta_checksum", "all weights are updated"
+    if cfg.sync.update_weight_transport != "disk":
+        yield (
+            "update_weight_disk_dir update_weight_disk_keep_files "
+            "update_weight_local_checkpoint_dir custom_update_weight_post_write_path",
+            "weights do not travel through a folder (--update-weight-transport disk)",
+        )
+    yield "check_weight_update_equal", "every weight update is compared anyway"
 
 
 def _algorithm(cfg: Config) -> Iterator[tuple[str, str]]:

@@ -32,8 +32,9 @@ def said(what: str) -> str:
 def refusals(cfg: Config) -> Iterator[str]:
     """One sentence for every value that this version cannot honour."""
     table = knobs()
-    taken = SERVERS.split() if cfg.engine.rollout_engine == "sglang" else ()
-    for row in ROWS:
+    has_servers = cfg.engine.rollout_engine == "sglang"
+    taken = SERVERS.split() if has_servers else ()
+    for row in ROWS + SERVER_ROWS if has_servers else ROWS:
         for name in (name for name in row.names.split() if name not in taken):
             value = getattr(getattr(cfg, table[name].section), name)
             is_derived = cfg.origins.get(name, "").startswith("derived")
@@ -52,10 +53,7 @@ def _shown(value: Any) -> str:
 
 
 LEAVE_OUT = "leave {flag} out"
-SERVERS = (
-    "rollout_num_gpus_per_engine update_weight_transport update_weight_disk_dir "
-    "update_weight_disk_keep_files"
-)
+SERVERS = "rollout_num_gpus_per_engine"
 """What SGLang servers take, and the embedded engine not yet."""
 
 ROWS = (
@@ -69,15 +67,6 @@ ROWS = (
     Row("allgather_cp", "context parallelism", LEAVE_OUT),
     Row("release_train", "training processes that end and come back", LEAVE_OUT),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
-    # --- weight update through files
-    Row("update_weight_mode", "weight updates as changed bytes", "set {flag} full", ("full",)),
-    Row("update_weight_transport", "weight updates through a folder", LEAVE_OUT, ("nccl",)),
-    Row(
-        "update_weight_disk_dir update_weight_disk_keep_files update_weight_local_checkpoint_dir "
-        "custom_update_weight_post_write_path",
-        "weight updates through a folder",
-        LEAVE_OUT,
-    ),
     # --- engines
     # --- rollouts
     Row(
@@ -90,6 +79,21 @@ ROWS = (
     Row("multimodal_keys", "images and other media", LEAVE_OUT),
     # --- algorithms
 )
+
+SERVER_ROWS = (
+    Row(
+        "update_weight_mode",
+        "updates of SGLang servers as changed bytes",
+        "set {flag} full",
+        ("full",),
+    ),
+    Row(
+        "update_weight_local_checkpoint_dir custom_update_weight_post_write_path",
+        "SGLang servers with it",
+        LEAVE_OUT,
+    ),
+)
+"""What the embedded engine takes, and SGLang servers not yet."""
 
 OLD_FLAGS = (
     ("latent attention", "nothing", "--multi-latent-attention --freeze-indexer"),
