@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tandem.engine.sglang.buckets import buckets, handle_of
+from tandem.carriers.buckets import buckets
+from tandem.engine.sglang.buckets import handle_of
 from tandem.engine.sglang.router import StockRouter
 from tandem.engine.sglang.weights import FolderCarrier
 
@@ -20,13 +21,16 @@ def named(*sizes, dtype=torch.float32):
 
 def test_buckets_keep_order_and_stay_within_the_limit():
     made = list(buckets(named(10, 10, 10, 100, 1), limit=80))
-    assert [bucket.names for bucket in made] == [("w0", "w1"), ("w2",), ("w3",), ("w4",)]
+    assert [bucket.form.names for bucket in made] == [("w0", "w1"), ("w2",), ("w3",), ("w4",)]
     assert made[2].flat.numel() == 400  # larger than the limit, so alone
 
 
 def test_a_bucket_has_one_dtype():
     mixed = [*named(3), *named(2, dtype=torch.bfloat16)]
-    assert [bucket.dtype for bucket in buckets(mixed, 1 << 20)] == [torch.float32, torch.bfloat16]
+    assert [bucket.form.dtype for bucket in buckets(mixed, 1 << 20)] == [
+        torch.float32,
+        torch.bfloat16,
+    ]
 
 
 def test_a_bucket_is_read_back_from_its_handle():

@@ -1,10 +1,8 @@
-"""Named tensors in buckets of bounded size, and how a server takes one by handle."""
+"""How a server takes a bucket by handle."""
 
 import base64
 import io
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,49 +10,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import reductions
 
-Named = Sequence[tuple[str, Tensor]]
+from tandem.carriers.buckets import Bucket
+
 _DEVICE_ARGUMENT = 6  # of torch's rebuild_cuda_tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Bucket:
-    """Tensors of one dtype, one after the other, as bytes."""
-
-    names: tuple[str, ...]
-    shapes: tuple[torch.Size, ...]
-    dtype: torch.dtype
-    flat: Tensor  # uint8
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-
-def buckets(named: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[Bucket]:
-    """All tensors in order, at most `limit` bytes together; a larger one goes alone."""
-    held: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in named:
-        more = tensor.numel() * tensor.element_size()
-        if held and (size + more > limit or tensor.dtype != held[0][1].dtype):
-            yield flattened(held)
-            held, size = [], 0
-        held.append((name, tensor.detach()))
-        size += more
-    if held:
-        yield flattened(held)
-
-
-def flattened(named: Named) -> Bucket:
-    """The tensors copied behind each other. A fresh buffer each time: the receiver may still be
-    reading the last one."""
-    flat = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in named])
-    return Bucket(
-        names=tuple(name for name, _ in named),
-        shapes=tuple(tensor.shape for _, tensor in named),
-        dtype=named[0][1].dtype,
-        flat=flat,
-    )
 
 
 def handle_of(bucket: Bucket) -> str:
@@ -63,14 +21,13 @@ def handle_of(bucket: Bucket) -> str:
     Every receiver wants a handle of its own. Devices go by their UUID, since a server may count
     them differently.
     """
-    metadata, start = [], 0
-    for name, shape in zip(bucket.names, bucket.shapes, strict=True):
-        length = shape.numel() * bucket.dtype.itemsize
+    form, metadata, start = bucket.form, [], 0
+    for name, shape, length in zip(form.names, form.shapes, form.lengths, strict=True):
         metadata.append(
             SimpleNamespace(
                 name=name,
-                shape=shape,
-                dtype=bucket.dtype,
+                shape=torch.Size(shape),
+                dtype=form.dtype,
                 start_idx=start,
                 end_idx=start + length,
                 numel=length,

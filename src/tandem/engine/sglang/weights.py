@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tandem.engine.sglang.buckets import Bucket, buckets, handle_of
+from tandem.carriers.buckets import Bucket, buckets, tensors_of
+from tandem.engine.sglang.buckets import handle_of
 from tandem.engine.sglang.fleet import Fleet
 from tandem.engine.sglang.groups import Group
 from tandem.engine.sglang.line import Line
@@ -73,10 +74,11 @@ class GroupCarrier:
         """Blocks until every server has the weights; raises EngineError."""
         group = self._joined(servers)
         for bucket in buckets(weights.named, self._bucket_bytes):
+            form = bucket.form
             body = {
-                "names": bucket.names,
-                "dtypes": [bucket.dtype_name] * len(bucket.names),
-                "shapes": [list(shape) for shape in bucket.shapes],
+                "names": form.names,
+                "dtypes": [form.dtype_name] * len(form.names),
+                "shapes": [list(shape) for shape in form.shapes],
                 "group_name": group.name,
                 "load_format": "flattened_bucket",
                 "flush_cache": False,
@@ -157,8 +159,9 @@ class FolderCarrier:
         where: dict[str, str] = {}
         for number, bucket in enumerate(buckets(weights.named, self._bucket_bytes)):
             file = f"model-{number:05d}.safetensors"
-            save_file(_tensors(bucket), partial / file, metadata={"format": "pt"})
-            where |= dict.fromkeys(bucket.names, file)
+            on_host = replace(bucket, flat=bucket.flat.cpu())
+            save_file(dict(tensors_of(on_host)), partial / file, metadata={"format": "pt"})
+            where |= dict.fromkeys(bucket.form.names, file)
         (partial / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -213,16 +216,6 @@ class SglangSync:
             "perf/update_weights_time": checked_s - started_s,
             "perf/update_weights_check_time": checked_s - updated_s,
         }
-
-
-def _tensors(bucket: Bucket) -> dict[str, torch.Tensor]:
-    """The bucket's tensors by name, on the host."""
-    sizes = [shape.numel() * bucket.dtype.itemsize for shape in bucket.shapes]
-    pieces = bucket.flat.cpu().split(sizes)
-    return {
-        name: piece.view(bucket.dtype).view(shape).contiguous()
-        for name, piece, shape in zip(bucket.names, pieces, bucket.shapes, strict=True)
-    }
 
 
 def _wait_for(pending: "Sequence[Future[Any]]") -> None:
