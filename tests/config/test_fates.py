@@ -69,11 +69,12 @@ def test_what_an_old_spelling_maps_to_exists():
     assert {fate.field for fate in fates} <= set(knobs())
 
 
-def test_the_launch_is_read_and_only_engines_over_two_devices_are_refused(launch):
-    cfg, (failure,) = read_config(launch)
+def test_the_launch_on_eight_devices_passes(launch):
+    cfg, failures = read_config(launch)
+    assert failures == ()
     assert cfg.data.n_samples_per_prompt == 8
     assert cfg.cluster.runtime == "ray" and cfg.cluster.rollout_num_gpus == 8
-    assert failure.startswith("--rollout-num-gpus-per-engine 2: not yet")
+    assert cfg.cluster.rollout_num_gpus_per_engine == 2
 
 
 def test_the_launch_in_one_process_passes(launch):

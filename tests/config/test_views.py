@@ -88,7 +88,7 @@ def test_a_record_of_another_version_is_an_error_that_names_what_is_strange(cfg)
 
 
 def test_show_prints_values_origins_remarks_and_refusals(launch):
-    text, is_refused = show(launch)
+    text, is_refused = show([*launch, "--rollout-num-gpus", "6"])
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert is_refused
     assert "rollout_batch_size 32 command line" in lines
@@ -96,7 +96,7 @@ def test_show_prints_values_origins_remarks_and_refusals(launch):
     assert "seed 1234 default" in lines
     assert "--num-layers 36" in lines
     assert lines.index("Remarks:") < lines.index("Refused:")
-    assert "set --rollout-num-gpus-per-engine 1" in " ".join(lines[lines.index("Refused:") :])
+    assert "set a divisor of 8" in " ".join(lines[lines.index("Refused:") :])
 
 
 def test_show_needs_no_files_and_keeps_secrets(small):

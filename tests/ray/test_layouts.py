@@ -29,6 +29,9 @@ def one_process(rows_of):
     return rows_of("--runtime local")
 
 
+ONE_STEP_OFF = "--asynchronous one-step --num-rollout 3"
+
+
 def without_times(row):
     return {name: value for name, value in row.items() if not name.startswith("perf/")}
 
@@ -44,6 +47,26 @@ def flat(row):
 def test_a_rank_and_an_engine_apart_give_the_bits_of_one_process(rows_of, one_process):
     rows = rows_of("--actor-num-gpus-per-node 1 --rollout-num-gpus 1")
     assert [without_times(row) for row in rows] == [without_times(row) for row in one_process]
+
+
+def test_one_step_off_gives_the_bits_of_one_process(rows_of):
+    alone = rows_of(f"--runtime local {ONE_STEP_OFF}")
+    apart = rows_of(f"--actor-num-gpus-per-node 1 --rollout-num-gpus 1 {ONE_STEP_OFF}")
+    assert [without_times(row) for row in apart] == [without_times(row) for row in alone]
+    assert [row["rollout/staleness/max"] for row in apart] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--actor-num-gpus-per-node 1 --rollout-num-gpus 2 --rollout-num-gpus-per-engine 2",
+        "--actor-num-gpus-per-node 2 --colocate --rollout-num-gpus-per-engine 2",
+        "--actor-num-gpus-per-node 2 --colocate --rollout-num-gpus-per-engine 2 "
+        "--tensor-model-parallel-size 2 --sequence-parallel",
+    ],
+)
+def test_an_engine_over_two_processes_samples_what_one_does(words, rows_of, one_process):
+    check_near(rows_of(words), one_process)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,8 @@ def refusals(cfg: Config) -> Iterator[str]:
     """One sentence for every value that this version cannot honour."""
     table = knobs()
     has_servers = cfg.engine.rollout_engine == "sglang"
-    taken = SERVERS.split() if has_servers else ()
     for row in ROWS + SERVER_ROWS if has_servers else ROWS:
-        for name in (name for name in row.names.split() if name not in taken):
+        for name in row.names.split():
             value = getattr(getattr(cfg, table[name].section), name)
             is_derived = cfg.origins.get(name, "").startswith("derived")
             if not is_derived and not _is_fine(value, row):
@@ -53,17 +52,9 @@ def _shown(value: Any) -> str:
 
 
 LEAVE_OUT = "leave {flag} out"
-SERVERS = "rollout_num_gpus_per_engine"
-"""What SGLang servers take, and the embedded engine not yet."""
 
 ROWS = (
     # --- more than one process
-    Row(
-        "rollout_num_gpus_per_engine",
-        "embedded engines over several devices",
-        "set {flag} 1, and each device has an engine of its own",
-        (1,),
-    ),
     Row("allgather_cp", "context parallelism", LEAVE_OUT),
     Row("release_train", "training processes that end and come back", LEAVE_OUT),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),

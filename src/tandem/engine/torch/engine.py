@@ -221,15 +221,19 @@ class TorchEngine:
 
     def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
         """A digest of every tensor it samples with, by Hugging Face name, or as it is stored."""
-        named = self._decoder.named_parameters()
-        if as_stored:
-            return digest_all(named)
-        self._say("state_digest")
+        if as_stored and self._decoder.part.mesh.tensor.size == 1:
+            return digest_all(self._decoder.named_parameters())
+        return self.whole_digest(as_stored)
+
+    def whole_digest(self, as_stored: bool) -> Mapping[str, int]:
+        """What `state_digest` says, of tensors that all ranks gather."""
+        self._say("whole_digest", as_stored)
         shards, mesh = self._decoder.shards(), self._decoder.part.mesh
         whole = (
-            (name, gather_whole(tensor.detach(), shards[name], mesh)) for name, tensor in named
+            (name, gather_whole(tensor.detach(), shards[name], mesh))
+            for name, tensor in self._decoder.named_parameters()
         )
-        return digest_all(to_hugging_face(self._decoder.shape, whole))
+        return digest_all(whole if as_stored else to_hugging_face(self._decoder.shape, whole))
 
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """The log-prob of each token given those before it, `[T]`, 0 at the first; through the

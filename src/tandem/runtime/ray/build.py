@@ -1,11 +1,9 @@
 """Every stage of a run, with trainer and engines in processes of their own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tandem.config import Config
 from tandem.contracts import Sync
@@ -16,12 +14,10 @@ from tandem.parallel import Layout
 from tandem.rollout import EventLoop
 from tandem.runtime.building import Halves, Known, build_stages
 from tandem.runtime.halves import IdleTrainer
-from tandem.runtime.ray.calls import gather
-from tandem.runtime.ray.carriers import carrier_of
 from tandem.runtime.ray.cluster import Reserved, joined, reserved, warn_of_split_hosts
 from tandem.runtime.ray.crew import Crew
 from tandem.runtime.ray.engines import EngineFleet
-from tandem.runtime.ray.line import Line
+from tandem.runtime.ray.opening import Parts, build_engines
 from tandem.runtime.ray.placement import Placement, asked, place
 from tandem.runtime.ray.publish import FleetSync
 from tandem.runtime.ray.rank import Recipe
@@ -61,7 +57,7 @@ def build_halves(
     recipe = Recipe(
         cfg=cfg, shape=known.opened.shape, found=known.found, num_rollout=known.num_rollout
     )
-    parts = _Parts(placement, recipe, crew, watch)
+    parts = Parts(placement, recipe, crew, watch)
     device = "cuda" if "GPU" in devices.bundle else "cpu"
     dtype = str(dtype_of(cfg.model.dtype, device)).removeprefix("torch.")
     if cfg.engine.rollout_engine == "sglang" and not cfg.debug.debug_train_only:
@@ -81,71 +77,13 @@ def build_halves(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    placement: Placement
-    recipe: Recipe
-    crew: Crew
-    watch: Watch
-
-    def start(self, devices: Mapping[str, int], *, trains: bool) -> list[Any]:
-        """Handles of new processes, which the log names."""
-        workers = self.crew.start(devices, trains=trains)
-        for name in devices:
-            log.info("%s on %s", name, self.crew.where[name])
-        return workers
-
-
-def build_trainers(parts: _Parts) -> TrainerFleet:
+def build_trainers(parts: Parts) -> TrainerFleet:
     """A rank on each of the first devices."""
     names = [f"trainer rank {rank}" for rank in range(parts.placement.num_trainers)]
     workers = parts.start({name: rank for rank, name in enumerate(names)}, trains=True)
     hosts = [parts.crew.where[name].address for name in names]
     warn_of_split_hosts(hosts, parts.recipe.cfg.cluster.actor_num_gpus_per_node or 1, log.warning)
     return TrainerFleet(workers, names, parts.recipe, parts.watch)
-
-
-def build_engines(parts: _Parts, trainers: TrainerFleet | None) -> EngineFleet:
-    """Engines in the ranks' processes, as far as they share devices, or in their own."""
-    recipe, firsts = parts.recipe, [engine.start for engine in parts.placement.engines]
-    num_shared = sum(first < parts.placement.num_trainers for first in firsts)
-    ranks = () if trainers is None else trainers.workers
-    version = recipe.cfg.data.start_rollout_id
-    version = recipe.found.start_rollout_id if version is None else version
-
-    def opened(workers: list[Any], names: list[str]) -> list[Any]:
-        refs = [worker.open_engine.remote(recipe, version) for worker in workers]
-        gather(refs, names, "start", parts.watch)
-        return workers
-
-    own = {f"engine {place}": firsts[place] for place in range(num_shared, len(firsts))}
-    shared_names = [f"trainer rank {first}" for first in firsts[:num_shared]]
-    shared = opened([ranks[first] for first in firsts[:num_shared]], shared_names)
-    workers = opened(parts.start(own, trains=False), list(own))
-    bucket_bytes = recipe.cfg.sync.update_weight_buffer_size
-    shares = (
-        trainers is not None
-        and trainers.is_whole
-        and recipe.cfg.sync.update_weight_transport != "disk"
-    )
-    return EngineFleet(
-        [
-            *(
-                Line(name, worker, has_rank=True, shares=shares)
-                for name, worker in zip(shared_names, shared, strict=True)
-            ),
-            *(
-                Line(name, worker, has_rank=False, shares=False)
-                for name, worker in zip(own, workers, strict=True)
-            ),
-        ],
-        parts.watch,
-        replace=lambda name: opened([parts.crew.replace(name)], [name])[0],
-        carrier=None if trainers is None else carrier_of(recipe.cfg, trainers),
-        export=lambda v: None if trainers is None else trainers.export(v, bucket_bytes),
-        bucket_bytes=bucket_bytes,
-        version=version,
-    )
 
 
 def build_sync(trainers: TrainerFleet | None, engines: EngineFleet | None, dtype: str) -> Sync:
@@ -156,7 +94,7 @@ def build_sync(trainers: TrainerFleet | None, engines: EngineFleet | None, dtype
 
 
 def build_devices(
-    parts: _Parts, trainers: TrainerFleet | None, engines: EngineFleet | None, device: str
+    parts: Parts, trainers: TrainerFleet | None, engines: EngineFleet | None, device: str
 ) -> Devices:
     """Whose turn it is on shared devices."""
     if engines is None:

@@ -1,6 +1,6 @@
 """The processes of a run, one a device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -52,12 +52,14 @@ class Crew:
             self._watch.add(name, self._handles[name], self.where[name])
         return [self._handles[name] for name in devices]
 
-    def replace(self, name: str) -> Any:
-        """The handle of another process on the device of one that is no good any more."""
-        ray.kill(self._handles[name])
-        return self.start({name: self._devices[name]}, trains=False)[0]
+    def replace(self, names: Sequence[str]) -> list[Any]:
+        """The handles of others on the devices of processes that are no good any more."""
+        for name in names:
+            self._watch.remove(name)
+            ray.kill(self._handles[name])
+        return self.start({name: self._devices[name] for name in names}, trains=False)
 
     def close(self) -> None:
-        """Ends every process."""
-        for handle in self._handles.values():
+        """Ends every process, those first that follow another."""
+        for handle in reversed(self._handles.values()):
             ray.kill(handle)

@@ -1,43 +1,60 @@
 """The embedded engine of one process: what it builds of a recipe, and the verbs of a fleet."""
 
+import asyncio
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tandem.carriers.group import Member
 from tandem.checkpoint.names import to_hugging_face
+from tandem.config import Config
+from tandem.config.sections.parallel import ParallelConfig
 from tandem.data import load_tokenizer
 from tandem.engine.torch.engine import TorchEngine
-from tandem.errors import SyncError
+from tandem.engine.torch.lockstep import follow, open_wire
+from tandem.errors import ConfigError, SyncError
 from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder
+from tandem.models.part import Part, refusals
+from tandem.models.shape import Shape
+from tandem.observe import get_logger
+from tandem.parallel import Mesh, Sizes, sizes_of
 from tandem.runtime.building import device_of
 from tandem.runtime.ray.ends import Receiver
 from tandem.runtime.ray.mailbox import Answer, Mailbox
-from tandem.runtime.ray.rank import Recipe
+from tandem.runtime.ray.rank import Rank, Recipe, Seat, another_mesh, meet
 from tandem.runtime.ray.turns import Memory
 from tandem.runtime.weights import fill
 from tandem.types import EngineStats, Request, Weights
 
+log = get_logger("engine")
+
 
 class EngineSide:
-    """Owns an engine and, where no rank lends one, its decoder."""
+    """Owns an engine, or its part in one, and its decoder where no rank lends one."""
 
-    def __init__(self, recipe: Recipe, decoder: Decoder | None, version: int) -> None:
+    def __init__(self, recipe: Recipe, version: int, rank: Rank | None, seat: Seat) -> None:
         """An engine of its own starts without weights, unless nobody is there to send them."""
         cfg = recipe.cfg
         self._device = device = device_of(cfg)
         folder = cfg.model.hf_checkpoint
         assert folder is not None, "rules refuse a run without --hf-checkpoint"
+        decoder = None if rank is None else rank.lent(seat.size)
         if decoder is None:
-            decoder = Decoder(recipe.shape, dtype_of(cfg.model.dtype, device), device)
+            part = Part(mesh=_mesh(cfg, recipe.shape, device, rank, seat))
+            decoder = Decoder(recipe.shape, dtype_of(cfg.model.dtype, device), device, part)
             decoder.requires_grad_(False)
             if cfg.debug.debug_rollout_only:
                 fill(decoder, recipe.found, cfg.debug.seed)
-        self.decoder = decoder
+        self.decoder, mesh = decoder, decoder.part.mesh
+        self._wire = open_wire(mesh, device) if seat.size > 1 else None
+        self.follows = mesh.tensor.rank > 0
         tokenizer, eos = load_tokenizer(folder), recipe.shape.eos_token_ids
         self._engine = TorchEngine(
             decoder,
@@ -47,8 +64,9 @@ class EngineSide:
             eos,
             version=version,
             records_experts=cfg.algo.use_rollout_routing_replay,
+            wire=None if self.follows else self._wire,
         )
-        self._mailbox = Mailbox(self._engine)
+        self._mailbox = Mailbox(self._engine, self._give_in)
         self._receiver = Receiver(cfg, device)
 
     @property
@@ -56,6 +74,21 @@ class EngineSide:
         """Whether requests are live; may be asked from another thread."""
         stats = self._engine.stats()
         return stats.num_running + stats.num_waiting > 0
+
+    async def follow(self) -> None:
+        """Does what the engine's first rank does, until that closes it."""
+        assert self._wire is not None, "an engine of one process has nobody to follow"
+        try:
+            await asyncio.to_thread(follow, self._engine, self._wire)
+        except Exception as error:
+            log.warning("this rank of an engine ends: %s", error)
+            os._exit(1)
+
+    def _give_in(self) -> None:
+        """Ends the process where a step failed that others do too: they may differ by now, and
+        all of them are to be replaced."""
+        if self._wire is not None:
+            os._exit(1)
 
     def ask(self, requests: Sequence[Request]) -> None:
         """Queues the requests."""
@@ -74,12 +107,18 @@ class EngineSide:
         held = self._engine.stats().version
         if held != version:
             raise SyncError(f"weights {version} are wanted of an engine that has {held}")
+        if self._wire is not None:
+            raise SyncError("each rank of the engine has a part of the weights")
         named = ((name, tensor.detach()) for name, tensor in self.decoder.named_parameters())
         return to_hugging_face(self.decoder.shape, named)
 
     def update(self, version: int, named: Iterable[tuple[str, Tensor]], *, is_shared: bool) -> None:
         """Takes weights, or the news that they have changed where they lie."""
-        self._engine.update(Weights(version=version, named=named, is_shared=is_shared))
+        try:
+            self._engine.update(Weights(version=version, named=named, is_shared=is_shared))
+        except RuntimeError:
+            self._give_in()
+            raise
 
     def receive(self, version: int, member: Member) -> None:
         """Takes weights from a process group."""
@@ -91,7 +130,8 @@ class EngineSide:
 
     def took(self, version: int) -> None:
         """Takes note of weights that came past the carrier."""
-        self._receiver.took(version, self.named(version))
+        if self._wire is None:
+            self._receiver.took(version, self.named(version))
 
     def give_up(self, port: int) -> None:
         """Ends what is being received from the group that meets at this port."""
@@ -122,6 +162,14 @@ class EngineSide:
         """A digest of every tensor that it samples with."""
         return self._engine.state_digest(as_stored=as_stored)
 
+    def do(self, verb: str, *arguments: Any) -> Any:
+        """What the method of this name says."""
+        try:
+            return getattr(self, verb)(*arguments)
+        except RuntimeError:
+            self._give_in()
+            raise
+
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """Log-probs of a fixed sequence through the path that samples."""
         return self._engine.canary(tokens_T)
@@ -130,3 +178,34 @@ class EngineSide:
         """Fails what is live and gives everything back."""
         self._receiver.group.close()
         self._engine.close()
+
+
+def check_engine(shape: Shape, num_ranks: int) -> None:
+    """Passes if so many processes can share the model in an engine; raises ConfigError."""
+    flags = ParallelConfig(sequence_parallel=True)  # which only training has a need of
+    failures = list(refusals(shape, _sizes(shape, num_ranks, num_ranks), flags))
+    if failures:
+        flag = "--rollout-num-gpus-per-engine"
+        raise ConfigError(
+            [
+                failure.replace("--tensor-model-parallel-size", flag).replace(
+                    "--expert-model-parallel-size", flag
+                )
+                for failure in failures
+            ]
+        )
+
+
+def _sizes(shape: Shape, world: int, num_ranks: int) -> Sizes:
+    """Each engine's ranks share the matrices, and have experts of their own."""
+    expert = 1 if shape.mixture is None else num_ranks
+    return sizes_of(world, tensor=num_ranks, expert=expert)
+
+
+def _mesh(cfg: Config, shape: Shape, device: torch.device, rank: Rank | None, seat: Seat) -> Mesh:
+    """The mesh of this engine, or of all engines among ranks, which have met before."""
+    if seat.size == 1:
+        return Mesh()
+    if rank is None:
+        return meet(cfg, seat, device, _sizes(shape, seat.size, seat.size))
+    return another_mesh(cfg, device, _sizes(shape, dist.get_world_size(), seat.size))

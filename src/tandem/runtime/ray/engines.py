@@ -192,7 +192,7 @@ class EngineFleet:
 
     def _current_weights(self) -> "list[Any] | None":
         for line in self.lines:
-            if line.is_alive and (line.shares or not line.has_rank):  # else all ranks would gather
+            if line.is_alive and line.is_whole:
                 try:
                     return ray.get(line.handle.export.remote(self._version, self._bucket_bytes))
                 except (RayActorError, SyncError):

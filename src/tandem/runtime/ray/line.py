@@ -52,10 +52,13 @@ class Line:
     Used on one event loop, which may rest between two uses.
     """
 
-    def __init__(self, name: str, handle: Any, *, has_rank: bool, shares: bool) -> None:
-        """`has_rank`: a rank is in the same process; `shares`: the engine reads its weights."""
+    def __init__(
+        self, name: str, handle: Any, *, has_rank: bool, shares: bool, is_whole: bool
+    ) -> None:
+        """`has_rank`: a rank is in the same process; `shares`: the engine reads its weights;
+        `is_whole`: the process can give all weights, without asking others."""
         self.name, self.handle = name, handle
-        self.has_rank, self.shares = has_rank, shares
+        self.has_rank, self.shares, self.is_whole = has_rank, shares, is_whole
         self.is_alive = True
         self.num_deaths = 0  # since the last weight update
         self._asked: dict[str, Asked] = {}

@@ -1,7 +1,7 @@
 """An engine whose requests come and completions go in bundles, so that few calls carry many."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from tandem.contracts import Engine
@@ -15,8 +15,9 @@ Answer = tuple[str, Completion | EngineError]
 class Mailbox:
     """Passes requests to an engine on the running event loop and keeps answers until asked."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, on_fault: Callable[[], None] = lambda: None) -> None:
+        """`on_fault` is called where a request fails by a fault of the engine's own."""
+        self._engine, self._on_fault = engine, on_fault
         self._answers: list[Answer] = []
         self._has_answers = asyncio.Event()
 
@@ -44,6 +45,8 @@ class Mailbox:
         if failure is None:
             self._keep(id, done.result())
         else:
+            if failure.__cause__ is not None:
+                self._on_fault()
             self._keep(id, EngineError(str(failure)))
 
     def _keep(self, id: str, answer: Completion | EngineError) -> None:

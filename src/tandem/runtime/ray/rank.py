@@ -25,7 +25,7 @@ from tandem.errors import SyncError
 from tandem.models.decoder import Decoder
 from tandem.models.part import sizes_for
 from tandem.models.shape import Shape
-from tandem.parallel import Layout, Mesh, make_mesh
+from tandem.parallel import Layout, Mesh, Sizes, make_mesh
 from tandem.runtime.algorithm import load_hooks, teacher_parts
 from tandem.runtime.building import device_of
 from tandem.runtime.ray.ends import Sender
@@ -73,7 +73,7 @@ class Rank:
         cfg = recipe.cfg
         self.device = device_of(cfg)
         self._seat = seat
-        mesh = _meet(cfg, seat, self.device)
+        mesh = meet(cfg, seat, self.device, sizes_for(seat.size, cfg.parallel))
         self.parts = policy_parts(cfg, recipe.shape, recipe.found, self.device, mesh)
         self.trainer = build_trainer(
             cfg,
@@ -98,6 +98,13 @@ class Rank:
     def decoder(self) -> Decoder | None:
         """The policy, if this process holds all of it."""
         return self.parts[0] if self.parts[0].part.mesh.sizes.is_whole else None
+
+    def lent(self, num_ranks: int) -> Decoder | None:
+        """The policy for an engine on so many ranks, if they hold all of it as it samples."""
+        sizes = self.parts[0].part.mesh.sizes
+        experts = sizes.expert * sizes.expert_tensor
+        is_alike = sizes.tensor == num_ranks and experts in (1, num_ranks)
+        return self.parts[0] if is_alike and sizes.pipeline == 1 else None
 
     def annotate(self, groups: Sequence[Group]) -> dict[str, Column]:
         """The columns that the trainer added to the groups; every rank has them whole."""
@@ -217,12 +224,11 @@ class Rank:
             dist.destroy_process_group()
 
 
-def _meet(cfg: Config, seat: Seat, device: torch.device) -> Mesh:
+def meet(cfg: Config, seat: Seat, device: torch.device, sizes: Sizes) -> Mesh:
     """This process's place on the mesh, once all ranks have met."""
     if seat.size == 1:
         return Mesh()
-    backend = cfg.cluster.distributed_backend if device.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=cfg.cluster.distributed_timeout_minutes)
+    backend, timeout = _backend(cfg, device)
     dist.init_process_group(
         backend,
         init_method=f"tcp://{seat.address}",
@@ -230,5 +236,16 @@ def _meet(cfg: Config, seat: Seat, device: torch.device) -> Mesh:
         world_size=seat.size,
         timeout=timeout,
     )
+    return another_mesh(cfg, device, sizes)
+
+
+def another_mesh(cfg: Config, device: torch.device, sizes: Sizes) -> Mesh:
+    """This process's place on a mesh of all processes that have met; all of them must call."""
+    backend, timeout = _backend(cfg, device)
     new_group = partial(dist.new_group, timeout=timeout, backend=backend)
-    return make_mesh(seat.rank, sizes_for(seat.size, cfg.parallel), new_group)
+    return make_mesh(dist.get_rank(), sizes, new_group)
+
+
+def _backend(cfg: Config, device: torch.device) -> tuple[str, timedelta]:
+    backend = cfg.cluster.distributed_backend if device.type == "cuda" else "gloo"
+    return backend, timedelta(minutes=cfg.cluster.distributed_timeout_minutes)

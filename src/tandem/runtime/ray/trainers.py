@@ -34,6 +34,7 @@ class TrainerFleet:
     ) -> None:
         """Ranks in these processes, once all have met."""
         self.workers, self._names, self._watch = tuple(workers), list(names), watch
+        self.by_name = dict(zip(names, self.workers, strict=True))
         self._version: int | None = None  # of the weights as they are
         self._is_lost = False  # a rank died or failed: the others may wait for it forever
         address = ray.get(workers[0].free_address.remote())
@@ -48,6 +49,7 @@ class TrainerFleet:
         self._data_ranks = [one.layout.data_rank or 0 for one in facts]
         self.layout: Layout = replace(facts[0].layout, data_rank=None)
         self.is_whole = facts[0].is_whole
+        self.lends = facts[0].lends
 
     def annotate(self, groups: Sequence[Group]) -> tuple[Group, ...]:
         """The groups with the log-probs and values that the algorithm asks for, no more."""

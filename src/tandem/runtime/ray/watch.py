@@ -26,6 +26,7 @@ class _Watched:
     heard_s: float = field(default_factory=time.monotonic)  # when a pulse came last
     moved_s: float = field(default_factory=time.monotonic)  # when one was another than before
     is_named: bool = False
+    bound_to: Any = None  # the handle of a process that ends with it
 
 
 class Watch:
@@ -49,6 +50,11 @@ class Watch:
         """Watches a process; one of the same name is forgotten."""
         with self._lock:
             self._watched[name] = _Watched(handle, where)
+
+    def bind(self, name: str, to: Any) -> None:
+        """Has the death of this process end another, which cannot go on without it."""
+        with self._lock:
+            self._watched[name].bound_to = to
 
     def remove(self, name: str) -> None:
         """Forgets a process that has ended."""
@@ -96,6 +102,8 @@ class Watch:
                 pulse = ray.get(ref)
             except RayActorError:
                 one.heard_s = one.moved_s = now_s  # who called it will hear of its death
+                if one.bound_to is not None:
+                    ray.kill(one.bound_to)
                 continue
             one.heard_s = now_s
             if pulse.span is None or one.pulse is None or pulse.place != one.pulse.place:

@@ -41,6 +41,7 @@ class RankFacts:
 
     layout: Layout
     is_whole: bool  # it holds every weight, whole
+    lends: bool  # it and its like hold the weights as an engine here wants them
 
 
 @ray.remote(concurrency_groups={WATCH: 1})  # type: ignore[call-overload]
@@ -54,6 +55,7 @@ class Worker:
         self._vitals = Vitals()
         self._rank: Rank | None = None
         self._engine: EngineSide | None = None
+        self._following: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return self._name  # what log lines of this process begin with
@@ -82,7 +84,12 @@ class Worker:
             self._rank = Rank(recipe, seat)
         for part in self._rank.parts:
             part.register_forward_pre_hook(self._vitals.tick)
-        return RankFacts(layout=self._rank.layout, is_whole=self._rank.decoder is not None)
+        num_ranks = recipe.cfg.cluster.rollout_num_gpus_per_engine
+        return RankFacts(
+            layout=self._rank.layout,
+            is_whole=self._rank.decoder is not None,
+            lends=self._rank.lent(num_ranks) is not None,
+        )
 
     def learn(self, verb: str, *arguments: Any) -> Any:
         """What the rank's method says."""
@@ -92,17 +99,21 @@ class Worker:
 
     # ---- the engine
 
-    async def open_engine(self, recipe: Recipe, version: int) -> None:
-        """Builds the engine, upon the rank's own weights where there is a rank."""
+    async def open_engine(self, recipe: Recipe, version: int, seat: Seat) -> None:
+        """Builds the engine, upon the rank's own weights where it lends them.
+
+        `seat` is the place in an engine of several processes, which all open it together.
+        """
         with self._vitals.span("start"):
-            decoder = None if self._rank is None else self._rank.decoder
-            self._engine = EngineSide(recipe, decoder, version)
+            self._engine = EngineSide(recipe, version, self._rank, seat)
         self._engine.decoder.register_forward_pre_hook(self._vitals.tick)
+        if self._engine.follows:
+            self._following = asyncio.create_task(self._engine.follow())
 
     async def sample(self, verb: str, *arguments: Any) -> Any:
         """What the engine's method says."""
         assert self._engine is not None, f"{verb} of a process without an engine"
-        answer = getattr(self._engine, verb)(*arguments)
+        answer = self._engine.do(verb, *arguments)
         return await answer if asyncio.iscoroutine(answer) else answer
 
     async def export(self, version: int, bucket_bytes: int) -> list[Any]:
