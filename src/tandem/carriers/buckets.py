@@ -55,16 +55,21 @@ def buckets(named: Named, limit: int) -> Iterator[Bucket]:
 
     Each in a fresh buffer: a receiver may still be reading the one before.
     """
+    return map(packed, grouped(named, limit))
+
+
+def grouped(named: Named, limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """The tensors in order, at most `limit` bytes and one dtype together, none of them copied."""
     held: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in named:
         if held and (size + tensor.nbytes > limit or tensor.dtype != held[0][1].dtype):
-            yield packed(held)
+            yield held
             held, size = [], 0
         held.append((name, tensor.detach()))
         size += tensor.nbytes
     if held:
-        yield packed(held)
+        yield held
 
 
 def packed(named: Sequence[tuple[str, Tensor]]) -> Bucket:

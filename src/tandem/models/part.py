@@ -10,7 +10,7 @@ from torch import Tensor
 from tandem.config import ParallelConfig
 from tandem.errors import ConfigError
 from tandem.models.shape import Shape
-from tandem.parallel.collectives import gather, scatter_rows, sum_out
+from tandem.parallel.collectives import scatter_rows, start_gather, sum_out
 from tandem.parallel.mesh import Axis, Mesh, Sizes, sizes_of
 
 
@@ -126,11 +126,17 @@ def gather_whole(tensor: Tensor, shard: Shard, mesh: Mesh) -> Tensor:
     for cut in shard.cuts:
         axis = getattr(mesh, cut.axis_name)
         total = shard.global_shape[cut.dim]
-        sizes = list(tensor.shape)
-        sizes[cut.dim] = -(-total // axis.size)
-        even = tensor.new_zeros(sizes)
-        even.narrow(cut.dim, 0, cut.size).copy_(tensor)
-        tensor = torch.cat(gather(even, axis), dim=cut.dim).narrow(cut.dim, 0, total)
+        most = -(-total // axis.size)
+        if most * axis.size != total:
+            sizes = list(tensor.shape)
+            sizes[cut.dim] = most
+            even = tensor.new_zeros(sizes)
+            even.narrow(cut.dim, 0, cut.size).copy_(tensor)
+            tensor = even
+        rows = start_gather(tensor, axis).wait()
+        if cut.dim:
+            rows = torch.cat(rows.chunk(axis.size), dim=cut.dim)
+        tensor = rows.narrow(cut.dim, 0, total)
     return tensor
 
 

@@ -7,10 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tandem.carriers.buckets import grouped
 from tandem.checkpoint.names import to_hugging_face
-from tandem.kernels.digest import tensor_digest
+from tandem.kernels.digest import digest_all
 from tandem.models.part import gather_whole
 from tandem.train.model import Model
+
+AT_ONCE = 2**29
+"""Bytes of whole tensors that are held to be digested together."""
 
 
 def published(model: Model) -> Iterator[tuple[str, Tensor]]:
@@ -23,7 +27,10 @@ def published(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 def published_digests(model: Model) -> dict[str, int]:
     """The digest of every tensor that `published` gives, by its name."""
-    return {name: tensor_digest(tensor) for name, tensor in published(model)}
+    found: dict[str, int] = {}
+    for some in grouped(published(model), AT_ONCE):  # one wait for the device each
+        found |= digest_all(some)
+    return found
 
 
 @torch.no_grad()
