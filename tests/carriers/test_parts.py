@@ -1,0 +1,79 @@
+"""A model that two ranks hold in parts, sent to an engine that two others hold in parts."""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from tandem.carriers.group import Group, Member, open_store
+from tandem.config.sections.engine import EngineConfig
+from tandem.engine.torch.engine import TorchEngine
+from tandem.models.decoder import Decoder
+from tandem.models.part import Part
+from tandem.models.shape import Shape
+from tandem.parallel import make_mesh, sizes_of
+from tandem.train.model import Model
+from tandem.train.publish import published, published_digests
+from tandem.types import Weights
+
+SHAPE = Shape(
+    family="qwen3",
+    num_layers=2,
+    width=32,
+    ffn=64,
+    num_heads=4,
+    num_key_heads=2,
+    head_size=8,
+    vocab=61,  # odd: the ranks have shards of different sizes
+    eps=1e-6,
+    rope_theta=10000.0,
+    tied=False,
+    qkv_bias=True,
+    qk_norm=True,
+    max_positions=128,
+    eos_token_ids=(60,),
+)
+SENDER, RECEIVERS = 0, (2, 3)
+MOST_BYTES = 5000
+
+
+def update(rank, world):
+    """Digests of the whole model as this rank sees it after an update, and of its own part before
+    and after."""
+    mesh = make_mesh(rank, sizes_of(world, tensor=2), dist.new_group)
+    decoder = Decoder(SHAPE, torch.float32, "cpu", Part(mesh=mesh))
+    decoder.init_random(0 if rank < 2 else 1)
+    store = open_store("127.0.0.1") if rank == SENDER else None
+    port = [None if store is None else store.port]
+    dist.broadcast_object_list(port, src=SENDER)
+    place = [SENDER, *RECEIVERS].index(rank) if rank != 1 else None
+    group = None
+    if place is not None:
+        member = Member(host="127.0.0.1", port=port[0], rank=place, size=3)
+        group = Group(member, torch.device("cpu"), timedelta(seconds=60), store).join()
+    model = Model([decoder])
+    if rank in RECEIVERS:
+        cfg = EngineConfig(engine_cache_tokens=64, engine_max_running=2)
+        engine = TorchEngine(decoder, None, cfg, "cpu", ())
+        before = engine.state_digest()
+        engine.update(Weights(version=5, named=group.receive(5)))
+        found = before, engine.state_digest(), engine.stats().version
+    elif rank == SENDER:
+        found = group.send(5, published(model), MOST_BYTES), published_digests(model)
+    else:
+        for _ in published(model):
+            pass
+        found = None, published_digests(model)
+    dist.barrier()
+    if group is not None:
+        group.abort()
+    return found
+
+
+def test_ranks_of_an_engine_cut_their_parts_of_what_ranks_gathered(on_ranks):
+    (_, sent), (_, walked), *engines = on_ranks(update, 4)
+    assert walked == sent
+    for before, after, version in engines:
+        assert before != sent
+        assert after == sent
+        assert version == 5
