@@ -121,7 +121,7 @@ class Trainer(Protocol):
         """Returns when every save is on the disk; raises what went wrong with one."""
 
     def save_hugging_face(self, folder: Any, origin: Any) -> None:
-        """Writes the policy as a Hugging Face folder beside the config and tokenizer of `origin`."""
+        """Writes the policy as a Hugging Face folder, with config and tokenizer of `origin`."""
 
     def load(self, root: Any, iteration: int | None = None) -> Mapping[str, Any]:
         """The other rooms' `extra`, after everything that `save` wrote is back in place."""

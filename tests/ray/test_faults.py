@@ -21,7 +21,8 @@ from tandem.runtime.ray.build import build
 pytestmark = pytest.mark.usefixtures("cluster")
 PATIENCE_S = 120  # for what must happen at some time; a quiet machine needs seconds
 WORDS = """--actor-num-gpus-per-node 2 --rollout-num-gpus 2 --heartbeat-timeout 2
-    --rollout-max-response-len 40"""
+    --rollout-max-response-len 40 --use-fault-tolerance --rollout-health-check-timeout 5
+    --rollout-health-check-interval 1"""
 
 
 class Said(logging.Handler):
@@ -73,7 +74,10 @@ def tokens_of(rollout):
     ]
 
 
-def test_an_engine_killed_while_it_samples_loses_and_doubles_nothing(running):
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "is ended")]
+)
+def test_an_engine_killed_or_hung_while_it_samples_loses_and_doubles_nothing(number, how, running):
     _, stages, said = running
     line = stages.sync.engines.lines[0]
     state = stages.sampler.state()
@@ -85,13 +89,14 @@ def test_an_engine_killed_while_it_samples_loses_and_doubles_nothing(running):
     def kill():
         while not line.num_asked:
             time.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
     killer = threading.Thread(target=kill)
     killer.start()
     assert tokens_of(stages.sampler.collect(0)) == wanted
     killer.join()
-    said.wait_for("engine 0", "died", "another is started")
+    said.wait_for("engine 0", f"pid {pid}", how)
+    said.wait_for("engine 0", f"pid {pid}", "died", "another is started")
     assert {one.version for one in stages.sync.engines.all_stats()} == {0}
     assert stages.sync.engines.state_digest(as_stored=True)  # raises if two engines differ
     assert pid_of(line.handle) != pid

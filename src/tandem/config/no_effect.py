@@ -95,6 +95,12 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
             "the embedded engine has no server that could die by itself; a run that stops resumes "
             "from its checkpoint",
         )
+    elif cfg.engine.rollout_engine == "torch" and cfg.cluster.colocate:
+        yield (
+            "use_fault_tolerance",
+            "engines are in the processes of ranks, which stop the run where one fails; it resumes "
+            "from its checkpoint",
+        )
     if cfg.engine.rollout_engine == "torch":
         yield "sglang_python sglang_router_request_timeout_secs", "the embedded engine samples"
     if cfg.parallel.tensor_model_parallel_size == 1:

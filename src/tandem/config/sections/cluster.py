@@ -41,7 +41,8 @@ class ClusterConfig:
     """Seconds without any progress after which a process is named, with what it waits for and the
     stacks of all."""
     use_fault_tolerance: bool = False
-    """Also restart an engine that lives and does not move; one that died always is."""
+    """Also restart an engine on its own devices that lives and does not move; one that died always
+    is."""
     rollout_health_check_interval: float = 30.0
     """Seconds between two health checks of an engine."""
     rollout_health_check_timeout: float = 30.0

@@ -25,8 +25,9 @@ class Stops:
     """Finds stop tokens and stop strings.
 
     Stop strings are looked for in what was written, now or before an interruption
-    (`Request.num_written`), not in prompts, and a match may end inside the newest token's text. Only the tail is decoded, and only after a token whose own text
-    holds the last character of a stop string.
+    (`Request.num_written`), not in prompts, and a match may end inside the newest token's text.
+    Only the tail is decoded, and only after a token whose own text holds the last character of a
+    stop string.
     """
 
     def __init__(self, tokenizer: Decodes | None, eos_token_ids: Iterable[int]) -> None:

@@ -24,7 +24,7 @@ from tandem.runtime.ray.rank import Recipe
 from tandem.runtime.ray.servers import beside_servers, rank_environment, server_place
 from tandem.runtime.ray.trainers import TrainerFleet
 from tandem.runtime.ray.turns import Turns
-from tandem.runtime.ray.watch import Watch
+from tandem.runtime.ray.watch import Checks, Watch
 from tandem.sync import SharedSync
 
 log = get_logger("run")
@@ -50,7 +50,12 @@ def build_halves(
     assert cfg.observe.run_dir is not None, "resolve names a run folder"
     folder = Path(cfg.observe.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    watch = Watch(limit_s=cfg.cluster.heartbeat_timeout, folder=folder, say=log.warning)
+    watch = Watch(
+        limit_s=cfg.cluster.heartbeat_timeout,
+        folder=folder,
+        say=log.warning,
+        checks=health_checks(cfg),
+    )
     crew = Crew(devices, watch, rank_environment(cfg))
     stack.callback(crew.close)
     stack.callback(watch.close)
@@ -74,6 +79,18 @@ def build_halves(
         sync=build_sync(trainers, engines, dtype),
         devices=build_devices(parts, trainers, engines, device),
         dtype=dtype,
+    )
+
+
+def health_checks(cfg: Config) -> Checks | None:
+    """When engines that hang are ended, by the flags."""
+    cluster = cfg.cluster
+    if not cluster.use_fault_tolerance:
+        return None
+    return Checks(
+        interval_s=cluster.rollout_health_check_interval,
+        timeout_s=cluster.rollout_health_check_timeout,
+        first_wait_s=cluster.rollout_health_check_first_wait,
     )
 
 

@@ -49,7 +49,7 @@ class Crew:
                     f"the process of {name} did not start within {START_WAIT_S:.0f} s ({error}); "
                     "is its host still there, and is tandem installed on it? Ray's logs say more"
                 ) from error
-            self._watch.add(name, self._handles[name], self.where[name])
+            self._watch.add(name, self._handles[name], self.where[name], may_end=not trains)
         return [self._handles[name] for name in devices]
 
     def replace(self, names: Sequence[str]) -> list[Any]:

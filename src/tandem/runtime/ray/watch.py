@@ -16,6 +16,15 @@ from tandem.runtime.ray.worker import Whereabouts
 MOST_INTERVAL_S = 5.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checks:
+    """When a process that lives and stands still is ended, so that another takes its place."""
+
+    interval_s: float
+    timeout_s: float
+    first_wait_s: float  # after its start
+
+
 @dataclass(slots=True)
 class _Watched:
     """One process and what was heard of it."""
@@ -25,6 +34,8 @@ class _Watched:
     pulse: Pulse | None = None
     heard_s: float = field(default_factory=time.monotonic)  # when a pulse came last
     moved_s: float = field(default_factory=time.monotonic)  # when one was another than before
+    started_s: float = field(default_factory=time.monotonic)
+    may_end: bool = False  # somebody puts another in its place
     is_named: bool = False
     bound_to: Any = None  # the handle of a process that ends with it
 
@@ -33,23 +44,34 @@ class Watch:
     """Owns a thread that asks every process for its pulse.
 
     A process that is at work and has not moved for `limit_s`, or has not answered for so long, is
-    named once, with what it waits for, and everybody's stacks go to a file.
+    named once, with what it waits for, and everybody's stacks go to a file. Those that can be
+    replaced are ended by `checks`, where there are some.
     """
 
-    def __init__(self, *, limit_s: float, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        limit_s: float,
+        folder: Path,
+        say: Callable[[str], None],
+        checks: Checks | None = None,
+    ) -> None:
         """`folder` is where stacks are written, `say` takes a sentence."""
         self._limit_s, self._folder, self._say = limit_s, folder, say
+        self._checks, self._checked_s = checks, time.monotonic()
         self._interval_s = min(MOST_INTERVAL_S, limit_s / 4)
+        if checks is not None:
+            self._interval_s = min(self._interval_s, checks.timeout_s / 4)
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.Lock()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
-    def add(self, name: str, handle: Any, where: Whereabouts) -> None:
+    def add(self, name: str, handle: Any, where: Whereabouts, *, may_end: bool) -> None:
         """Watches a process; one of the same name is forgotten."""
         with self._lock:
-            self._watched[name] = _Watched(handle, where)
+            self._watched[name] = _Watched(handle, where, may_end=may_end)
 
     def bind(self, name: str, to: Any) -> None:
         """Has the death of this process end another, which cannot go on without it."""
@@ -90,8 +112,26 @@ class Watch:
                 for name, one in watched.items()
                 if now_s - min(one.heard_s, one.moved_s) > self._limit_s and not one.is_named
             }
-            if still and not self._is_over.is_set():
+            if self._is_over.is_set():
+                return
+            if still:
                 self._name(still, watched)
+            if self._checks is not None and now_s - self._checked_s >= self._checks.interval_s:
+                self._checked_s = now_s
+                self._end_hung(self._checks, watched, now_s)
+
+    def _end_hung(self, checks: Checks, watched: dict[str, _Watched], now_s: float) -> None:
+        """Ends processes that stand still and can be replaced; who called them hears of it."""
+        for name, one in watched.items():
+            silent_s = now_s - min(one.heard_s, one.moved_s)
+            is_checked = one.may_end and now_s - one.started_s > checks.first_wait_s
+            if is_checked and silent_s > checks.timeout_s:
+                one.may_end = False
+                self._say(
+                    f"{name} on {one.where} has stood still for {silent_s:.0f} s and is ended "
+                    f"(--use-fault-tolerance): {_doing(one.pulse)}"
+                )
+                ray.kill(one.handle)
 
     def _listen(self, watched: dict[str, _Watched]) -> None:
         refs = {one.handle.pulse.remote(): one for one in watched.values()}
