@@ -60,6 +60,8 @@ class Group:
         store: dist.TCPStore | None = None,
     ) -> None:
         """The sender gives the `store` that it opened."""
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self.member, self._device, self._timeout = member, device, timeout
         self._store: Any = store
         self._group: Any = None
@@ -107,8 +109,7 @@ class Group:
         self._told_before, self._told = self._told, []
         try:
             num_bytes = self._send(version, named, limit)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            self._finish()
         except RuntimeError as error:
             last = max(0, len(self._told) - 1)
             for place in (last, last + 1):  # nobody waits for more than the next one
@@ -127,6 +128,7 @@ class Group:
                 work.wait()
                 yield from tensors_of(bucket)
                 coming = following
+            self._finish()
         except RuntimeError as error:
             raise SyncError(f"weight update {version} did not come: {error}") from error
 
@@ -149,6 +151,13 @@ class Group:
         for work, _ in travelling:
             work.wait()
         return num_bytes
+
+    def _finish(self) -> None:
+        """Waits for the device; a broadcast that was given up on a GPU raises nothing by itself."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        if self._is_over.is_set():
+            raise RuntimeError("it was given up")
 
     def _tell(self, version: int, form: Form | None) -> None:
         key = _key(version, len(self._told))
