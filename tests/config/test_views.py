@@ -96,7 +96,7 @@ def test_show_prints_values_origins_remarks_and_refusals(launch):
     assert "seed 1234 default" in lines
     assert "--num-layers 36" in lines
     assert lines.index("Remarks:") < lines.index("Refused:")
-    assert "set a divisor of 8" in " ".join(lines[lines.index("Refused:") :])
+    assert "on all 8 devices that train" in " ".join(lines[lines.index("Refused:") :])
 
 
 def test_show_needs_no_files_and_keeps_secrets(small):

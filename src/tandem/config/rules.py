@@ -142,12 +142,11 @@ def _placement(cfg: Config) -> Iterator[str]:
             f"--rollout-num-gpus {num_samplers} is not a multiple of --rollout-num-gpus-per-engine "
             f"{per_engine}; try {num_samplers - num_samplers % per_engine or per_engine}"
         )
-    elif cluster.colocate and num_samplers and per_engine > 1:
-        if (trainers := cluster.num_trainers) % per_engine or num_samplers < trainers:
-            yield (
-                f"--rollout-num-gpus-per-engine {per_engine} with --colocate wants engines on all "
-                f"devices that train: set a divisor of {trainers}, and no --rollout-num-gpus"
-            )
+    elif cluster.colocate and num_samplers and not cluster.engines_cover_ranks:
+        yield (
+            f"--rollout-num-gpus-per-engine {per_engine} with --colocate wants engines on all "
+            f"{cluster.num_trainers} devices that train: set a divisor, and no --rollout-num-gpus"
+        )
 
 
 def _servers(cfg: Config) -> Iterator[str]:

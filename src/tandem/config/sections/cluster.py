@@ -54,3 +54,11 @@ class ClusterConfig:
     def num_trainers(self) -> int:
         """Training processes in all."""
         return self.actor_num_nodes * (self.actor_num_gpus_per_node or 1)
+
+    @property
+    def engines_cover_ranks(self) -> bool:
+        """Whether engines of several devices, if on those that train, take all of them."""
+        size = self.rollout_num_gpus_per_engine
+        return size == 1 or not (
+            self.num_trainers % size or (self.rollout_num_gpus or 0) < self.num_trainers
+        )
