@@ -10,6 +10,7 @@ from tandem.runtime.ray.cluster import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = Path(__file__).with_name("two_nodes.py")
+SUBMITS = Path(__file__).with_name("submits.py")
 
 
 def test_ranks_and_engines_on_two_nodes_and_too_few_of_them(tiny, tmp_path):
@@ -28,3 +29,22 @@ def test_ranks_and_engines_on_two_nodes_and_too_few_of_them(tiny, tmp_path):
     assert "the cluster has 4 CPUs on 2 hosts" in told["too few"]
     assert told["seconds"] < 10
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_a_run_is_submitted_as_a_job_to_a_cluster_that_asks_for_a_token(tiny, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("a-token-of-this-test-and-of-nothing-else-0123456789")
+    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+    words = "--actor-num-gpus-per-node 1 --rollout-num-gpus 1 --progress plain"
+    argv = tiny.argv(tmp_path / "run", words)
+    done = subprocess.run(
+        [sys.executable, str(SUBMITS), *argv],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT | asked,
+        text=True,
+        capture_output=True,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-3000:]
+    assert "step 0/2 | reward" in said and "step 1/2 | reward" in said
+    assert (tmp_path / "run/report.md").is_file()
