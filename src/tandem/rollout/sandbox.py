@@ -25,11 +25,12 @@ for kind, amount in (("AS", memory), ("CORE", 0), ("FSIZE", 0), ("NOFILE", 64)):
     amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
     resource.setrlimit(number, (amount, amount))
 sys.argv = [program]
+print("ready", flush=True)
 runpy.run_path(program, run_name="__main__")
 """
 
 START_LIMIT_S = 60.0
-"""Time the first answer of a process may take besides its own limit."""
+"""Time that an interpreter may take to start, on a machine that has much else to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,11 +80,13 @@ class Sandbox:
     def _ask(self, line: bytes) -> Answer:
         """Runs in a thread: one call of an idle process."""
         process = self._idle.get()
-        limit_s = self._limit_s
         try:
             if process is None or process.poll() is not None:
-                process, limit_s = self._started(), self._limit_s + START_LIMIT_S
-            answer = _exchange(process, line, limit_s)
+                process = self._started()
+                select.select([process.stdout], [], [], START_LIMIT_S)
+                assert process.stdout is not None, "it is a pipe"
+                process.stdout.readline()  # ready; nothing if it died, as the call will find
+            answer = _exchange(process, line, self._limit_s)
             if answer.error is not None:
                 _end(process)
                 process = None
