@@ -83,8 +83,8 @@ class Sandbox:
         try:
             if process is None or process.poll() is not None:
                 process = self._started()
-                select.select([process.stdout], [], [], START_LIMIT_S)
                 assert process.stdout is not None, "it is a pipe"
+                select.select([process.stdout], [], [], START_LIMIT_S)
                 process.stdout.readline()  # ready; nothing if it died, as the call will find
             answer = _exchange(process, line, self._limit_s)
             if answer.error is not None:
