@@ -58,7 +58,6 @@ ROWS = (
     Row("allgather_cp", "context parallelism", LEAVE_OUT),
     Row("release_train", "training processes that end and come back", LEAVE_OUT),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
-    # --- engines
     # --- rollouts
     Row(
         "rollout_top_p",
@@ -68,7 +67,6 @@ ROWS = (
     ),
     # --- data
     Row("multimodal_keys", "images and other media", LEAVE_OUT),
-    # --- algorithms
 )
 
 SERVER_ROWS = (
