@@ -8,8 +8,12 @@ is imported.
 
 import subprocess
 import sys
+import time
 
 import ray
+
+NOT_YET = ("No available agent to submit job", "Failed to connect to Ray cluster")
+LIMIT_S = 60.0
 
 
 def main(argv):
@@ -17,7 +21,16 @@ def main(argv):
     ray_command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
     address = ["--address", f"http://{context.dashboard_url}"]
     run = ["--", sys.executable, "train.py", *argv]
-    done = subprocess.run([*ray_command, *address, *run])
+    begin_s = time.monotonic()
+    while True:
+        done = subprocess.run([*ray_command, *address, *run], capture_output=True, text=True)
+        # the agent that takes jobs comes up after the rest of a cluster
+        is_early = any(said in done.stdout + done.stderr for said in NOT_YET)
+        if not is_early or time.monotonic() - begin_s > LIMIT_S:
+            break
+        time.sleep(1)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
     ray.shutdown()
     return done.returncode
 
