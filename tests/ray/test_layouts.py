@@ -76,7 +76,6 @@ def test_an_engine_over_two_processes_samples_what_one_does(words, rows_of, one_
         "--actor-num-gpus-per-node 2 --rollout-num-gpus 1 --tensor-model-parallel-size 2 "
         "--sequence-parallel",
         "--actor-num-gpus-per-node 2 --colocate --pipeline-model-parallel-size 2",
-        "--actor-num-gpus-per-node 2 --rollout-num-gpus 1 --context-parallel-size 2",
     ],
 )
 def test_several_ranks_learn_what_one_learns(words, rows_of, one_process):
