@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 test: lint  ## checks style and types, then runs every test
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 test-sglang: $(READY)  ## tests against the stock SGLang server, on the CPU; installs it in .sglang
 	$(RUN) tests/sglang/install_cpu.py $(SGLANG)
