@@ -18,8 +18,9 @@ from torch import Tensor
 from tandem.parallel.mesh import Axis
 
 # torch 2.13 warns at the old names, 2.11 has no others
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""torch's own, `(output, input, group=, async_op=)`, for those who have a place for the result."""
 
 
 def copy_in(x: Tensor, axis: Axis) -> Tensor:
@@ -100,14 +101,14 @@ def start_gather(x: Tensor, axis: Axis) -> Coming:
     """The ranks' rows behind each other along dim 0; no gradient."""
     x = x.contiguous()
     whole = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
-    return Coming(whole, _all_gather(whole, x, group=axis.group, async_op=True), x)
+    return Coming(whole, gather_into(whole, x, group=axis.group, async_op=True), x)
 
 
 def start_scatter(x: Tensor, axis: Axis) -> Coming:
     """This rank's rows (an equal share of dim 0) of the sum of the ranks' `x`; no gradient."""
     x = x.contiguous()
     own = x.new_empty(_share(x, axis), *x.shape[1:])
-    return Coming(own, _reduce_scatter(own, x, group=axis.group, async_op=True), x)
+    return Coming(own, scatter_into(own, x, group=axis.group, async_op=True), x)
 
 
 def start_sum(x: Tensor, axis: Axis) -> Coming:

@@ -48,10 +48,6 @@ class EventLoop:
         if self._task is not None:
             self.runner.get_loop().call_soon_threadsafe(self._task.cancel)
 
-    @property
-    def is_stopping(self) -> bool:
-        return self._is_stopping
-
     def at_close(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Has this run on the loop before it closes, even if a stop was asked for."""
         self._closings.append(closing)

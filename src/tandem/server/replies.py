@@ -1,7 +1,6 @@
 """Answers in the shape that clients read."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from tandem.server.words import Words
@@ -92,8 +91,3 @@ def usage(num_prompt: int, completions: list[Completion]) -> dict[str, Any]:
 def envelope(kind: str, id: str, model: str, **rest: Any) -> dict[str, Any]:
     """What every OpenAI answer begins with, and the rest."""
     return {"id": id, "object": kind, "created": int(time.time()), "model": model, **rest}
-
-
-def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The object without its null fields."""
-    return {name: one for name, one in value.items() if one is not None}

@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tandem.parallel import ALONE, Axis
-from tandem.parallel.collectives import sum_
-
-# torch 2.13 warns at the old names, 2.11 has no others
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+from tandem.parallel.collectives import gather_into, scatter_into, sum_
 
 ALONE_FROM = 1 << 20
 """Numbers from which on a parameter is its own buffer."""
@@ -77,7 +72,7 @@ class Bucket:
             return own
         packed = self._packed(gradients)
         share = packed.new_empty(len(packed) // over.size)
-        _reduce_scatter(share, packed, group=over.group)
+        scatter_into(share, packed, group=over.group)
         for axis in self.spread.partial:
             sum_(share, axis)
         return {name: flat.view(size) for name, flat, size in self._own_parts(share)}
@@ -91,10 +86,10 @@ class Bucket:
         for name, flat, size in self._own_parts(share):
             flat.view(size).copy_(own[name])
         if self._is_direct():
-            _all_gather(first.view(-1), share, group=over.group)
+            gather_into(first.view(-1), share, group=over.group)
             return
         whole = first.new_empty(over.size * len(share))
-        _all_gather(whole, share, group=over.group)
+        gather_into(whole, share, group=over.group)
         for name, part in self._everywhere(whole):
             parameters[name].copy_(part.reshape(-1, *self._shapes[name][1:])[: self._size(name)])
 
