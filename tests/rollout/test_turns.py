@@ -182,3 +182,9 @@ async def test_a_tool_that_hangs_or_dies_is_replaced(program):
     assert "died" in (await sandbox.call("eat")).error
     assert (await sandbox.call("and again")).value == "and again"
     sandbox.close()
+
+
+async def test_the_first_call_of_a_process_has_the_limit_of_every_other(program):
+    sandbox = Sandbox(program, num_processes=1, limit_s=0.3, memory_bytes=256 << 20)
+    assert (await sandbox.call("hang")).error == "no answer within 0.3 s"
+    sandbox.close()
