@@ -12,13 +12,11 @@ from tandem.config import (
     Config,
     flags_table,
     flat,
-    from_dict,
     help_text,
     show,
     to_dict,
 )
 from tandem.config.fields import knobs
-from tandem.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,20 +69,12 @@ def test_the_flat_view_travels_and_iterates(cfg):
     assert dict(args) == vars(args)
 
 
-def test_a_config_survives_json_and_pickle(cfg):
-    copy = from_dict(json.loads(json.dumps(to_dict(cfg))))
-    assert copy.observe.wandb_key is None
-    assert to_dict(copy) == to_dict(cfg)
-    assert copy.eval == cfg.eval and copy.passthrough == cfg.passthrough
-    assert pickle.loads(pickle.dumps(cfg)) == cfg
-
-
-def test_a_record_of_another_version_is_an_error_that_names_what_is_strange(cfg):
+def test_a_config_is_json_without_secrets_and_survives_pickle(cfg):
     record = to_dict(cfg)
-    record["algo"]["eps_clap"] = 1
-    with pytest.raises(ConfigError, match=r"algo\.eps_clap; did you mean eps_clip"):
-        from_dict(record)
-    assert from_dict({"algo": {"eps_clip": 0.1}}).algo.eps_clip == 0.1
+    assert json.loads(json.dumps(record)) == record
+    assert record["observe"]["wandb_key"] is None
+    assert record["eval"]["eval_sets"][0]["name"] == "a"
+    assert pickle.loads(pickle.dumps(cfg)) == cfg
 
 
 def test_show_prints_values_origins_remarks_and_refusals(launch):

@@ -5,7 +5,7 @@ from tandem.config.flat import FlatArgs, flat
 from tandem.config.legacy import check_expectations
 from tandem.config.load import load_config, read_config
 from tandem.config.page import flags_table, help_text, show
-from tandem.config.record import from_dict, to_dict
+from tandem.config.record import to_dict
 from tandem.config.resolve import complete
 from tandem.config.rules import check, check_files
 from tandem.config.sections import (
@@ -55,7 +55,6 @@ __all__ = [
     "complete",
     "flags_table",
     "flat",
-    "from_dict",
     "help_text",
     "load_config",
     "read_config",
