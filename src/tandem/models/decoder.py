@@ -293,7 +293,8 @@ class Decoder(nn.Module):
         if tensor.size == 1:
             return logits
         missing = -(-vocab // tensor.size) - logits.shape[-1]  # of the last rank
-        return all_rows(functional.pad(logits, (0, missing)).t(), tensor)[:vocab].t()
+        columns = all_rows(functional.pad(logits, (0, missing)).t(), tensor)[:vocab]
+        return columns.t().contiguous()  # kernels read a row of logits from its beginning
 
     def shards(self) -> dict[str, Shard]:
         """What every parameter here is of the whole model's, by name."""
