@@ -1,54 +1,42 @@
 """Flags to one frozen `Config`. Standard library only, so that `--help` answers at once."""
 
-from tandem.config.config import Config, Passthrough
-from tandem.config.flat import FlatArgs, flat
+from tandem.config.config import (
+    AlgoConfig,
+    BatchConfig,
+    Config,
+    DataConfig,
+    DebugConfig,
+    EngineConfig,
+    ObserveConfig,
+    OptimConfig,
+    ParallelConfig,
+    Passthrough,
+    RewardConfig,
+    RolloutConfig,
+)
+from tandem.config.flat import flat
 from tandem.config.legacy import check_expectations
 from tandem.config.load import load_config, read_config
 from tandem.config.page import flags_table, help_text, show
 from tandem.config.record import to_dict
 from tandem.config.resolve import complete
 from tandem.config.rules import check, check_files
-from tandem.config.sections import (
-    SECTIONS,
-    AlgoConfig,
-    BatchConfig,
-    CheckpointConfig,
-    ClusterConfig,
-    DataConfig,
-    DebugConfig,
-    EngineConfig,
-    EvalConfig,
-    EvalSet,
-    ModelConfig,
-    ObserveConfig,
-    OptimConfig,
-    ParallelConfig,
-    RewardConfig,
-    RolloutConfig,
-    SyncConfig,
-)
+from tandem.config.sections.sampling import EvalSet
 
 __all__ = [
-    "SECTIONS",
     "AlgoConfig",
     "BatchConfig",
-    "CheckpointConfig",
-    "ClusterConfig",
     "Config",
     "DataConfig",
     "DebugConfig",
     "EngineConfig",
-    "EvalConfig",
     "EvalSet",
-    "FlatArgs",
-    "ModelConfig",
     "ObserveConfig",
     "OptimConfig",
     "ParallelConfig",
     "Passthrough",
     "RewardConfig",
     "RolloutConfig",
-    "SyncConfig",
     "check",
     "check_expectations",
     "check_files",

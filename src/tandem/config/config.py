@@ -1,25 +1,29 @@
 """One frozen value that holds every setting of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tandem.config.sections import (
+from tandem.config.sections.learning import (
     AlgoConfig,
     BatchConfig,
-    CheckpointConfig,
-    ClusterConfig,
-    DataConfig,
-    DebugConfig,
-    EngineConfig,
-    EvalConfig,
-    ModelConfig,
-    ObserveConfig,
     OptimConfig,
     ParallelConfig,
+    SyncConfig,
+)
+from tandem.config.sections.run import (
+    CheckpointConfig,
+    ClusterConfig,
+    DebugConfig,
+    ModelConfig,
+    ObserveConfig,
+)
+from tandem.config.sections.sampling import (
+    DataConfig,
+    EngineConfig,
+    EvalConfig,
     RewardConfig,
     RolloutConfig,
-    SyncConfig,
 )
 
 
@@ -63,3 +67,11 @@ class Config:
     """Where a value came from, for every field that is not its default."""
     notes: tuple[str, ...] = ()
     """Settings that were given and have no effect, with the reason; said once in the log."""
+
+
+NO_SECTIONS = ("passthrough", "expectations", "custom", "origins", "notes")
+
+SECTIONS: Mapping[str, Any] = {
+    entry.name: entry.type for entry in fields(Config) if entry.name not in NO_SECTIONS
+}
+"""The classes of the sections by name."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from tandem.config.draft import Draft
 from tandem.config.nearest import nearest
-from tandem.config.sections import EvalSet
+from tandem.config.sections.sampling import EvalSet
 
 SOURCES = {
     "rm_type": None,

@@ -9,7 +9,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from tandem.config.sections import SECTIONS
+from tandem.config.config import SECTIONS
 
 WANTED = {
     "switch": "no value",

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from tandem.config.config import Config
+from tandem.config.config import SECTIONS, Config
 from tandem.config.nearest import nearest
 from tandem.config.overlay import OPPOSITES
-from tandem.config.sections import SECTIONS
 
 
 class FlatArgs:

@@ -6,12 +6,12 @@ from textwrap import fill
 from typing import Any
 
 from tandem.config import not_yet
-from tandem.config.config import Config
+from tandem.config.config import SECTIONS, Config
 from tandem.config.fields import Knob, flag_of, knobs, section_help
 from tandem.config.legacy import Expected, Fate, Mapped, NoEffect, Refused, old_flags
 from tandem.config.load import read_config
 from tandem.config.passthrough import OURS
-from tandem.config.sections import SECTIONS, EvalSet
+from tandem.config.sections.sampling import EvalSet
 
 WIDTH = 96
 

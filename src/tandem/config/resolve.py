@@ -7,11 +7,10 @@ from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import Any
 
-from tandem.config.config import Config, Passthrough
+from tandem.config.config import SECTIONS, Config, Passthrough
 from tandem.config.draft import Draft
 from tandem.config.eval_sets import eval_sets
 from tandem.config.given import Given
-from tandem.config.sections import SECTIONS
 
 DIALECT_DEFAULTS = {
     "rollout_function_path": "slime.rollout.sglang_rollout.generate_rollout",

@@ -7,7 +7,7 @@ from typing import Any
 
 from tandem.config.config import Config
 from tandem.config.fields import WrongValue, from_yaml, knobs
-from tandem.config.sections.optim import OptimConfig
+from tandem.config.sections.learning import OptimConfig
 from tandem.errors import ConfigError
 
 ROLES = ("actor", "critic")

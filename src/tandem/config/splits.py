@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tandem.config.config import Config
 from tandem.config.fields import flag_of
-from tandem.config.sections import ParallelConfig
+from tandem.config.sections.learning import ParallelConfig
 
 
 def splits(cfg: Config) -> Iterator[str]:

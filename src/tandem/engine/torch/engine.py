@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tandem.checkpoint.names import from_hugging_face, to_hugging_face
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.core import Core
 from tandem.engine.torch.lockstep import Wire
 from tandem.engine.torch.memory import num_cache_blocks

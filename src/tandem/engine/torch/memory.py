@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.errors import ResourceError
 from tandem.models.shape import Shape
 from tandem.parallel.collectives import max_

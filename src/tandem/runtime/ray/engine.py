@@ -13,8 +13,7 @@ from torch import Tensor
 
 from tandem.carriers.group import Member
 from tandem.checkpoint.names import to_hugging_face
-from tandem.config import Config
-from tandem.config.sections.parallel import ParallelConfig
+from tandem.config import Config, ParallelConfig
 from tandem.data import load_tokenizer
 from tandem.engine.torch.engine import TorchEngine
 from tandem.engine.torch.lockstep import follow, open_wire

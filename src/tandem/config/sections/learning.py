@@ -1,4 +1,4 @@
-"""From rewards to a loss."""
+"""From judged answers to new weights in the engines."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -166,3 +166,156 @@ class AlgoConfig:
     def has_critic(self) -> bool:
         """Whether a value model learns beside the policy."""
         return self.advantage_estimator == "ppo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Optimizer"""
+
+    optimizer: Literal["adam"] = "adam"
+    """Adam with decoupled weight decay, fp32 master weights and state."""
+    lr: float = 1e-6
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape of the decay after warm-up."""
+    lr_decay_iters: int | None = None
+    """Optimizer steps until `min_lr`; those of the whole run when unset."""
+    lr_warmup_iters: int = 0
+    """Optimizer steps of linear warm-up."""
+    lr_warmup_fraction: float | None = None
+    """The same as a share of the decay steps."""
+    lr_warmup_init: float = 0.0
+    """Learning rate at the start of warm-up."""
+    weight_decay: float = 0.01
+    """Decay of matrices; norms and biases have none."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    no_check_for_nan_in_loss_and_grad: bool = False
+    """Skip a step whose gradient is not finite instead of stopping the run."""
+    reset_optimizer_states: bool = False
+    """Start every rollout with fresh Adam moments."""
+    use_stateless_adam: bool = False
+    """Adam that keeps no moments between steps."""
+    optimizer_cpu_offload: bool = False
+    """Keep Adam's state in host memory."""
+    overlap_cpu_optimizer_d2h_h2d: bool = False
+    """Overlap the copies of that."""
+    use_precision_aware_optimizer: bool = False
+    """Keep Adam's moments in the dtypes that the next two flags say."""
+    exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the first moment, with `--use-precision-aware-optimizer`."""
+    exp_avg_sq_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the second moment; bf16 does not see a change below 0.4 %: lower `adam_beta2` with it."""
+    only_train_params_name_list: tuple[str, ...] = ()
+    """Regular expressions: train matching parameters only."""
+    freeze_params_name_list: tuple[str, ...] = ()
+    """Regular expressions: do not train matching parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """Batches"""
+
+    global_batch_size: int | None = None
+    """Samples per optimizer step; those of a rollout / `num_steps_per_rollout` when unset."""
+    num_steps_per_rollout: int | None = None
+    """Optimizer steps per rollout; from `global_batch_size` when unset, else 1."""
+    micro_batch_size: int = 1
+    """Samples per packed row, when batches are not dynamic."""
+    use_dynamic_batch_size: bool = False
+    """Fill rows up to `--max-tokens-per-gpu` instead."""
+    max_tokens_per_gpu: int | None = None
+    """Tokens of a row; a longer sample gets a row of its own."""
+    log_probs_max_tokens_per_gpu: int | None = None
+    """The same for log-prob passes; `max_tokens_per_gpu` when unset."""
+    log_probs_chunk_size: int = -1
+    """Rows of logits held at once; -1: chosen by size."""
+    balance_data: bool = False
+    """Even out work over data-parallel ranks."""
+    balance_by_flops: bool = False
+    """Fill rows by work instead of tokens (may exceed the token budget)."""
+    data_pad_size_multiplier: int = 128
+    """Rows are padded to a multiple of this many tokens (per tensor-parallel rank)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """Parallelism"""
+
+    tensor_model_parallel_size: int = 1
+    """Devices that share one matrix."""
+    sequence_parallel: bool = False
+    """Split norms and residuals along the sequence over tensor-parallel ranks."""
+    pipeline_model_parallel_size: int = 1
+    """Devices that share the layers in stages."""
+    decoder_first_pipeline_num_layers: int | None = None
+    """Layers of the first stage, when not even."""
+    decoder_last_pipeline_num_layers: int | None = None
+    """Layers of the last stage, when not even."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Layers per virtual stage (interleaved schedule)."""
+    num_virtual_stages_per_pipeline_rank: int | None = None
+    """Virtual stages per rank (interleaved schedule)."""
+    context_parallel_size: int = 1
+    """Devices that share one sequence."""
+    allgather_cp: bool = False
+    """Contiguous layout of context parallelism with all-gathered keys."""
+    expert_model_parallel_size: int = 1
+    """Devices that share the experts."""
+    expert_tensor_parallel_size: int | None = None
+    """Devices that share one expert's matrices; tensor-parallel size when unset."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Compute activations again in the backward pass: whole layers, or only what SwiGLU gives
+    (attention keeps no scores here)."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """`uniform`: every group of layers; `block`: the first ones only."""
+    recompute_num_layers: int | None = None
+    """Layers per group (`uniform`) or layers recomputed (`block`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncConfig:
+    """Weight update"""
+
+    asynchronous: Literal["off", "one-step", "full"] = "off"
+    """Sample while training goes on: one rollout ahead (what `train_async.py` sets), or without
+    end, with new weights put under running answers."""
+    update_weights_interval: int = 1
+    """Rollouts between updates of the engines (asynchronous training)."""
+    max_staleness: int | None = None
+    """Most rollouts that were learned from between the weights that chose a token and the step that
+    trains it. The update interval when unset, and one more when fully asynchronous; 0: nothing
+    overlaps."""
+    auto_split: bool = False
+    """Say at the end of a run how its devices are best split between training and sampling, by the
+    times that were measured (`tandem split` says it of any run folder)."""
+    update_weight_mode: Literal["full", "delta"] = "full"
+    """Send all weights, or the bytes that changed."""
+    update_weight_transport: Literal["nccl", "disk"] = "nccl"
+    """Carrier between processes; one process shares the tensors themselves."""
+    update_weight_buffer_size: int = 512 * 2**20
+    """Bytes per bucket."""
+    update_weight_disk_dir: str | None = None
+    """Folder that trainer and engines share."""
+    update_weight_disk_keep_files: bool = False
+    """Keep the folders of earlier versions."""
+    update_weight_delta_encoding: Literal["xor", "overwrite"] = "xor"
+    """How changed bytes are written."""
+    update_weight_delta_checksum: Literal["xxh3-128", "blake3", "adler32"] = "xxh3-128"
+    """Checksum of each changed tensor."""
+    update_weight_local_checkpoint_dir: str | None = None
+    """Folder on the engine's host that deltas are applied to."""
+    custom_update_weight_post_write_path: str | None = None
+    """Hook `fn(args, version_dir, rollout_engines)` after files were written."""
+    release_train: bool = False
+    """End the training processes while engines sample, and start them again from `--save`."""
+    check_weight_update_equal: bool = False
+    """Compare engine and trainer tensors after an update."""
