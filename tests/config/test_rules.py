@@ -145,9 +145,10 @@ def test_every_row_to_come_names_settings():
         assert set(row.names.split()) <= set(knobs())
 
 
-def test_every_range_names_settings_of_its_section():
-    for section, names, _, _ in RANGES:
-        assert {knobs()[name].section for name in names.split()} == {section}
+def test_every_range_names_settings_and_each_setting_has_one_range():
+    ranged = [name for _, names in RANGES for name in names.split()]
+    assert set(ranged) <= set(knobs())
+    assert len(set(ranged)) == len(ranged)
 
 
 def test_sections_stand_alone():

@@ -7,7 +7,7 @@ from pathlib import Path
 from tandem.config import not_yet
 from tandem.config.config import Config
 from tandem.config.overlap import overlapping
-from tandem.config.ranges import is_not_negative, is_positive, is_share, is_top_k, out_of_range
+from tandem.config.ranges import NOT_NEGATIVE, POSITIVE, SHARE, TOP_K, out_of_range
 from tandem.config.splits import splits
 from tandem.errors import ConfigError
 
@@ -259,20 +259,16 @@ def _evaluation(cfg: Config) -> Iterator[str]:
             yield "--num-rollout 0 evaluates only, which needs --eval-prompt-data or --eval-config"
     for entry in cfg.eval.eval_sets:
         where = f"evaluation set {entry.name}"
-        for name, value, holds, wanted in (
-            (
-                "n_samples_per_eval_prompt",
-                entry.n_samples_per_eval_prompt,
-                is_positive,
-                "1 or more",
-            ),
-            ("temperature", entry.temperature, is_not_negative, "0 (greedy) or more"),
-            ("top_p", entry.top_p, is_share, "above 0 and at most 1"),
-            ("top_k", entry.top_k, is_top_k, "-1 (all) or 1 or more"),
-            ("max_response_len", entry.max_response_len, is_positive, "1 or more"),
+        for name, bound in (
+            ("n_samples_per_eval_prompt", POSITIVE),
+            ("temperature", NOT_NEGATIVE),
+            ("top_p", SHARE),
+            ("top_k", TOP_K),
+            ("max_response_len", POSITIVE),
         ):
-            if value is not None and not holds(value):
-                yield f"{where}: {name} {value}: wanted {wanted}"
+            value = getattr(entry, name)
+            if value is not None and not bound.holds(value):
+                yield f"{where}: {name} {value}: wanted {bound.wanted}"
         if entry.max_response_len is None:
             yield f"{where} needs --eval-max-response-len or --rollout-max-response-len"
         name = (entry.rm_type or "").removeprefix("boxed_")

@@ -55,8 +55,6 @@ def _stages(parallel: ParallelConfig) -> Iterator[str]:
     virtual = ("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank")
     given = [name for name in (*uneven, *virtual) if getattr(parallel, name) is not None]
     for name in given:
-        if getattr(parallel, name) < 1:
-            yield f"{flag_of(name)} {getattr(parallel, name)}: wanted 1 or more"
         if parallel.pipeline_model_parallel_size == 1:
             yield f"{flag_of(name)} needs --pipeline-model-parallel-size 2 or more; leave it out"
     if all(name in given for name in virtual):
