@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from tandem.config import OptimConfig
 from tandem.parallel import ALONE, Axis
 from tandem.parallel.collectives import sum_
+from tandem.train.asleep import Sleeper
 from tandem.train.shards import ONE_PROCESS, Rows, Spread, buckets_of, rows_of
 
 MASTER = "optimizer.master."
@@ -30,7 +31,8 @@ class AdamW:
     Processes that hold the same parameters (`Spread.over`) share out masters and moments: each has
     its rows of them (ZeRO-1, arXiv:1910.02054; Megatron's distributed optimizer). Gradients are
     summed over them once a step and every process gets all new weights. With
-    `--optimizer-cpu-offload` masters and moments lie in host memory, where the update runs.
+    `--optimizer-cpu-offload` masters and moments lie in host memory, where the update runs; else
+    `sleeper` can have them wait there between steps.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class AdamW:
         self._second = {n: zeros_like(m, DTYPES[cfg.exp_avg_sq_dtype]) for n, m in kept.items()}
         device = next(iter(self._masters.values())).device
         self._step = torch.zeros((), dtype=torch.float32, device=device)
+        self.sleeper = Sleeper({} if cfg.optimizer_cpu_offload else self._state())
         # Megatron's rule: norms and biases are not decayed
         self._decayed = [name for name, master in self._masters.items() if master.dim() > 1]
         self._plain = [name for name, master in self._masters.items() if master.dim() <= 1]
@@ -69,6 +72,8 @@ class AdamW:
         the count of steps as they were. Clipping to `clip_grad` scales by clip / (norm + 1e-6)
         (Megatron's rule) in the same pass that updates.
         """
+        assert not self.sleeper.is_asleep, "a step of an optimizer that is asleep"
+        self.sleeper.settle()
         gradients = self._reduced()
         norm = self._norm(gradients)
         is_bad = (~norm.isfinite()).float()
@@ -97,14 +102,15 @@ class AdamW:
     @torch.no_grad()
     def forget(self) -> None:
         """Zeroes moments and the count of steps, as in a fresh optimizer."""
-        torch._foreach_zero_([*self._first.values(), *self._second.values(), self._step])
+        tensors = self.tensors()
+        torch._foreach_zero_([tensors[key] for key in tensors if not key.startswith(MASTER)])
 
     @torch.no_grad()
     def adopt(self) -> None:
         """Takes the parameters' present values as the weights to go on from."""
-        for name, own in self._own.items():
-            if self._masters[name] is not own:
-                self._masters[name].copy_(own)
+        for key, tensor in self.tensors().items():
+            if key.startswith(MASTER):
+                tensor.copy_(self._own[self.parameter_of(key)])
 
     def parameter_of(self, key: str) -> str:
         """The parameter that an entry of `tensors` but `STEP` belongs to."""
@@ -124,19 +130,22 @@ class AdamW:
         return rows_of(self._parameters[name].shape[0], spread.over)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything to save, by name, in place: loading writes into these.
+        """Everything to save, by name, in place: loading writes into these, also while they sleep.
 
         Of each tensor the rows that this process owns (`own_rows`). Masters that are parameters
         themselves are not among them.
         """
+        return self._state() | self.sleeper.tensors() | {STEP: self._step}
+
+    def _state(self) -> dict[str, Tensor]:
+        """Masters that are not parameters themselves, and moments, by name."""
         named = {
             MASTER + name: master
             for name, master in self._masters.items()
             if master is not self._own[name]
         }
         named |= {FIRST_MOMENT + name: tensor for name, tensor in self._first.items()}
-        named |= {SECOND_MOMENT + name: tensor for name, tensor in self._second.items()}
-        return named | {STEP: self._step}
+        return named | {SECOND_MOMENT + name: tensor for name, tensor in self._second.items()}
 
     def _summing(self, name: str):
         """A hook that moves a gradient, as soon as it is whole, into the fp32 sum."""

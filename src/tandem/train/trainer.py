@@ -1,5 +1,6 @@
 """The training stage on one device: log-probs before the steps, the steps, and the weights."""
 
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,19 +17,17 @@ from tandem.algo import Tokens, normaliser, wanted_columns
 from tandem.checkpoint import torch_dist
 from tandem.checkpoint.background import BackgroundSaves
 from tandem.checkpoint.hugging_face import save_hugging_face
-from tandem.checkpoint.names import to_hugging_face
 from tandem.checkpoint.pieces import Pieces, as_pieces
 from tandem.kernels.digest import digest_all
 from tandem.kernels.replay import Replayed
 from tandem.models.decoder import Decoder
 from tandem.packing import ScoringRow, columns, num_steps, scoring_rows
 from tandem.parallel import Layout
-from tandem.train.canary import canary
 from tandem.train.descent import Descent
 from tandem.train.learning import Beside, Learning, Parts, loss_into
 from tandem.train.model import Model
 from tandem.train.pieces import model_pieces, optimizer_pieces, shards_of
-from tandem.train.publish import published, published_digests
+from tandem.train.publish import named_of, weights_of
 from tandem.train.routes import Routes, with_experts
 from tandem.train.snapshots import Snapshots, by_author
 from tandem.train.together import longest, spreads_of, summed_numbers, whole_columns
@@ -74,6 +73,8 @@ class LocalTrainer:
             spreads=spreads_of(self._model.parts) if self._adapters is None else None,
             mesh=self._mesh,
         )
+        descents = [self._descent, *([] if self._critic is None else [self._critic.descent])]
+        self._sleepers = [descent.optimizer.sleeper for descent in descents]
         self._shards = shards_of(self._model)
         self._snapshots = Snapshots() if learning.algo.keep_old_actor else None
         self._num_rollouts = 0  # learned from, over the whole run
@@ -92,7 +93,6 @@ class LocalTrainer:
         wrote the token), reference and teacher log-probs from their models, all at the rollout's
         temperature; values from the critic.
         """
-        self._seconds = {}
         cfg, algo = self._learning.batch, self._learning.algo
         wanted = wanted_columns(algo, num_steps(groups, cfg))
         if not wanted:
@@ -162,22 +162,42 @@ class LocalTrainer:
     def weights(self, version: int) -> Weights:
         """The policy's weights under Hugging Face names, with the proofs that they arrived.
 
-        Tensors are the trainer's own storage, or copies where our layout differs; adapters are
-        merged into them. Where processes hold parts of them, all must walk `named` to its end: it
-        gathers one tensor at a time, as the digests did.
+        Adapters are merged into them. See `publish.weights_of`.
         """
         if self._snapshots is not None:
             self._snapshots.take(version, self._model)
-        said = canary(self._model, self._canary)
-        is_whole = self._model.is_whole
-        tensors = self._model.tensors()
-        return Weights(
-            version=version,
-            named=self._named(),
-            is_shared=is_whole,
-            digests=digest_all(tensors.items()) if is_whole else published_digests(self._model),
-            canary=said,
-        )
+        return weights_of(self._model, version, self._canary)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors once more, without proofs; see `publish.named_of`."""
+        return named_of(self._model)
+
+    @property
+    def num_movable_bytes(self) -> int:
+        """Device memory that `sleep` gives back."""
+        return sum(sleeper.num_bytes for sleeper in self._sleepers)
+
+    def sleep(self) -> None:
+        """Has the optimizers' state wait in host memory; checkpoints are written and read there.
+
+        Weights stay where they are: engines may read them.
+        """
+        with self._timed("sleep"):
+            for sleeper in self._sleepers:
+                sleeper.sleep()
+            self.trim()
+
+    def wake(self) -> None:
+        """Has the optimizers' state come back, on a GPU while the next passes are computed."""
+        with self._timed("wake_up"):
+            for sleeper in self._sleepers:
+                sleeper.wake()
+
+    def trim(self) -> None:
+        """Gives back what is held of the device and not used."""
+        gc.collect()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def save(
         self,
@@ -214,7 +234,7 @@ class LocalTrainer:
 
         Where processes hold parts of it, all call this; the first writes.
         """
-        named = self._named()
+        named = self.named()
         try:
             if self._mesh.rank == 0:
                 save_hugging_face(named, folder, origin, force=True)
@@ -263,12 +283,6 @@ class LocalTrainer:
             if self._critic is not None:
                 pieces |= self._critic.optimizer_pieces()
         return pieces
-
-    def _named(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy by Hugging Face name, whole tensors; all processes walk to the end."""
-        if self._model.is_whole:
-            return to_hugging_face(self._model.shape, self._model.tensors().items())
-        return published(self._model)
 
     def _weight_parts(self) -> dict[str, Pieces]:
         """The tensors of every model that changes in a run, by what their names begin with."""
