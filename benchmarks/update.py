@@ -81,6 +81,8 @@ def main() -> None:
     shape = replace(shape, num_layers=options.layers or shape.num_layers)
     has_cuda = torch.cuda.is_available() and not options.tiny
     dtype = torch.bfloat16 if has_cuda else torch.float32
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     num_bytes, rows = 0, []
     for name in options.carriers:
         if name == "group" and has_cuda and torch.cuda.device_count() < 2:

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from tandem.kernels.linear import invariant_linear
+from tandem.kernels.linear import (
+    FEW_ROWS,
+    invariant_linear,
+    linear,
+    sum_products_in_one_order,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -29,3 +34,25 @@ def test_it_is_a_linear_layer_with_gradients():
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("inner", "outputs"), [(2560, 6144), (4096, 2560), (9728, 2560)])
+def test_few_rows_have_the_bits_that_they_have_among_many(inner, outputs):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    sum_products_in_one_order()
+    torch.manual_seed(0)
+    x = torch.randn(4096, inner, device="cuda").bfloat16()
+    weight = (torch.randn(outputs, inner, device="cuda") / 50).bfloat16()
+    whole = torch.nn.functional.linear(x, weight)
+    for count in (*range(1, 18), 24, 31, 32, 33, FEW_ROWS, FEW_ROWS + 1, 64, 200):
+        assert torch.equal(linear(x[:count], weight), whole[:count]), count
+        assert torch.equal(linear(x[7 : 7 + count], weight), whole[7 : 7 + count]), count
+
+
+def test_a_product_of_few_rows_has_gradients():
+    x, weight = torch.randn(3, 128).requires_grad_(), torch.randn(64, 128).requires_grad_()
+    found = linear(x, weight).square().sum()
+    for gradient in torch.autograd.grad(found, (x, weight)):
+        assert gradient.abs().sum() > 0

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from tandem.kernels.device import is_fused
+from tandem.kernels.later import Later
+from tandem.types import Digests
 
 PIECE_WORDS = 1 << 14
 """Words whose multipliers follow from their place in the piece; 128 KB stay in a CPU's cache."""
@@ -25,13 +27,18 @@ def tensor_digest(tensor: Tensor) -> int:
 
 
 def digest_all(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """The digest of every tensor by its name, with one wait for the device at the end.
+    """The digest of every tensor by its name, with one wait for the device at the end."""
+    return dict(start_digests(named))
+
+
+def start_digests(named: Iterable[tuple[str, Tensor]]) -> Digests:
+    """The digest of every tensor as it is now, by its name; the device computes them meanwhile.
 
     On CUDA one kernel reads all of them, at the speed of the memory.
     """
     tensors = dict(named)
     if not tensors:
-        return {}
+        return Digests(dict)
     device = next(iter(tensors.values())).device
     if all(is_fused(tensor) and tensor.device == device for tensor in tensors.values()):
         from tandem.kernels.cuda import digest as fused
@@ -40,7 +47,13 @@ def digest_all(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
     else:
         words = [_words(tensor.detach()) for tensor in tensors.values()]
         sums = torch.stack([_word_sum(word).to(device) for word in words])
-    return {name: total & _ALL for name, total in zip(tensors, sums.tolist(), strict=True)}
+    names, coming = tuple(tensors), Later(sums)
+
+    def read() -> dict[str, int]:
+        (totals,) = coming.read()
+        return {name: total & _ALL for name, total in zip(names, totals.tolist(), strict=True)}
+
+    return Digests(read)
 
 
 def _readable(tensor: Tensor) -> Tensor:

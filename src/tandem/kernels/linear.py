@@ -1,13 +1,44 @@
-"""A linear layer whose bits do not depend on how many rows share the call."""
+"""Linear layers whose bits do not depend on how many rows share the call."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from tandem.kernels.device import is_fused
+from tandem.kernels.device import has_triton, is_fused
+
+FEW_ROWS = 48
+"""Rows up to which our tiles read weights faster than cuBLAS does without split; measured on an
+H200 by `benchmarks/kernel_products.py`."""
 
 _LEAST_ROWS_CPU = 16
 """Measured with MKL on AVX-512: fp32 rows differ below 4 rows on one thread and below 12 on two,
 and are equal from there to 512; bf16 rows (oneDNN) never differ."""
+
+
+def linear(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """`x_TD @ weight_OD.T + bias_O`, as torch gives it.
+
+    On CUDA, few bf16 rows that want no gradient are multiplied by a Triton kernel: the order of its
+    sums is that of cuBLAS without split (`sum_products_in_one_order`), so are its bits.
+    """
+    if _are_few(x_TD, weight_OD, bias_O):
+        from tandem.kernels.cuda import linear as fused
+
+        return fused.few_rows_product(x_TD, weight_OD)
+    return functional.linear(x_TD, weight_OD, bias_O)
+
+
+def _are_few(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> bool:
+    return (
+        x_TD.is_cuda
+        and x_TD.dtype == torch.bfloat16
+        and x_TD.ndim == 2
+        and 0 < len(x_TD) <= FEW_ROWS
+        and bias_O is None
+        and not (len(weight_OD) % 64 or x_TD.shape[1] % 128)
+        and not (torch.is_grad_enabled() and (x_TD.requires_grad or weight_OD.requires_grad))
+        and has_triton()
+    )
 
 
 def invariant_linear(
@@ -30,8 +61,8 @@ def invariant_linear(
     rows_TD = x_TD.flatten(0, -2)
     missing = max(0, _LEAST_ROWS_CPU - len(rows_TD))
     if missing:
-        rows_TD = torch.nn.functional.pad(rows_TD, (0, 0, 0, missing))
-    y_TO = torch.nn.functional.linear(rows_TD, weight_OD, bias_O)
+        rows_TD = functional.pad(rows_TD, (0, 0, 0, missing))
+    y_TO = functional.linear(rows_TD, weight_OD, bias_O)
     y_TO = y_TO[: len(rows_TD) - missing].unflatten(0, x_TD.shape[:-1])
     return y_TO if out_dtype is None else y_TO.to(out_dtype)
 

@@ -36,7 +36,9 @@ class Replayed:
                 self._run()  # libraries are set up outside of the graph
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(
+                self._graph, stream=stream
+            ):  # torch's own may be another device's
                 self._out = self._run()
         self._graph.replay()
         assert self._out is not None, "a graph was recorded without its result"

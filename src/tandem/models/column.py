@@ -2,14 +2,14 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from tandem.kernels.linear import linear
 from tandem.models.part import Part
 from tandem.parallel.collectives import start_gather, start_scatter, start_sum
 from tandem.parallel.mesh import Axis
 
 
-def column_linear(linear: nn.Linear, y_TD: Tensor, part: Part) -> Tensor:
+def column_linear(layer: nn.Linear, y_TD: Tensor, part: Part) -> Tensor:
     """This rank's columns of the product, for all rows: `y_TD` has them, or this rank's share of
     them with sequence parallelism.
 
@@ -19,8 +19,8 @@ def column_linear(linear: nn.Linear, y_TD: Tensor, part: Part) -> Tensor:
     """
     axis = part.mesh.tensor
     if axis.size == 1:
-        return linear(y_TD)
-    return _ColumnLinear.apply(y_TD, linear.weight, linear.bias, axis, part.splits_rows)
+        return linear(y_TD, layer.weight, layer.bias)
+    return _ColumnLinear.apply(y_TD, layer.weight, layer.bias, axis, part.splits_rows)
 
 
 class _ColumnLinear(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _ColumnLinear(torch.autograd.Function):
         ctx.save_for_backward(y_TD, weight_CD)
         ctx.axis, ctx.is_split = axis, is_split
         rows_TD = start_gather(y_TD, axis).wait() if is_split else y_TD
-        return functional.linear(rows_TD, weight_CD, bias_C)
+        return linear(rows_TD, weight_CD, bias_C)
 
     @staticmethod
     def backward(ctx, grad_TC):

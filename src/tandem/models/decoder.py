@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tandem.contracts import Attend
 from tandem.kernels.head import head_logits
+from tandem.kernels.linear import linear
 from tandem.kernels.norm import add_rms_norm, rms_norm
 from tandem.kernels.rope import qkv_rope, rope_table
 from tandem.kernels.swiglu import swiglu
@@ -113,7 +114,8 @@ class Layer(nn.Module):
         else:
             y_TD, residual_TD = add_rms_norm(x_TD, residual_TD, self.norm1.weight, eps)
         qkv_TC = column_linear(self.qkv, y_TD, self.part)
-        x_TD = leave(self.out(self._attended(qkv_TC, positions_T, table, attend)), self.part)
+        mixed_TD = self._attended(qkv_TC, positions_T, table, attend)
+        x_TD = leave(linear(mixed_TD, self.out.weight), self.part)
         y_TD, residual_TD = add_rms_norm(x_TD, residual_TD, self.norm2.weight, eps)
         if self.experts is not None:
             return self.experts(y_TD, routing, forgets_swiglu), residual_TD
@@ -126,7 +128,7 @@ class Layer(nn.Module):
         return leave(x_TD, self.part), residual_TD
 
     def _fed(self, gate_up: Tensor) -> Tensor:
-        return self.down(swiglu(gate_up))
+        return linear(swiglu(gate_up), self.down.weight)
 
     def _attended(
         self, qkv_TC: Tensor, positions_T: Tensor, table: tuple[Tensor, Tensor], attend: Attend

@@ -78,6 +78,7 @@ class DecodeGraphs:
         self._width = -(-most_tokens // block_size)
         self._graphs: dict[int, Graph] = {}
         self._pool: Any = None
+        self._stream = torch.cuda.Stream()  # of every capture: they share what it frees
 
     def hidden(
         self,
@@ -131,13 +132,12 @@ class DecodeGraphs:
         def step() -> Tensor:
             return self._decoder(buffers.tokens_R, buffers.positions_R, attend, routing=routing)
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             step()  # kernels are compiled and libraries set up outside of the graph
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             hidden_RD = step()
         self._pool = graph.pool()
         return Graph(graph, buffers, hidden_RD)

@@ -48,7 +48,14 @@ def _table(places: tuple[tuple[int, int], ...], device: torch.device) -> tuple[T
     first_piece = np.cumsum(num_pieces) - num_pieces
     start = (np.arange(len(owner)) - first_piece[owner]) * share
     table = np.stack([addresses[owner], sizes[owner], start, owner])
-    return torch.from_numpy(table).to(device), torch.from_numpy(sizes.copy()).to(device)
+    return _on_device(table, device), _on_device(sizes.copy(), device)
+
+
+def _on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":  # under Triton's interpreter
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)  # what is queued is not waited for
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""A matrix product in Triton whose bits are a function of the row alone.
+"""Matrix products in Triton whose bits are a function of the row alone.
 
 Each value is summed over the inner axis in one order, in one accumulator, by the same instruction:
 tiles differ with the number of rows, never in how they walk the inner axis, and never split it.
@@ -56,6 +56,47 @@ def product(
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **tile,
         )  # fmt: skip
     return y.view(*x_TD.shape[:-1], outputs)
+
+
+def few_rows_product(
+    x_TD: Tensor, weight_OD: Tensor, tile: tuple[int, int, int] = (64, 128, 6)
+) -> Tensor:
+    """`x_TD @ weight_OD.T` for at most 64 rows; `tile`: outputs, inner axis, stages.
+
+    The weights are the rows of the tensor core's product and ours its columns, so 16 rows make no
+    work for 64, and many tiles of weights are on their way at once.
+    """
+    (rows, inner), outputs = x_TD.shape, len(weight_OD)
+    tile_o, tile_d, stages = tile
+    assert not (outputs % tile_o or inner % tile_d), "whole tiles of weights are read"
+    assert x_TD.stride(1) == 1 and weight_OD.stride(1) == 1, "rows of a product must be contiguous"
+    y = x_TD.new_empty(rows, outputs)
+    _few_rows_tile[(outputs // tile_o,)](
+        x_TD, weight_OD, y, rows, outputs, x_TD.stride(0), weight_OD.stride(0), INNER=inner,
+        TILE_T=max(16, triton.next_power_of_2(rows)), TILE_O=tile_o, TILE_D=tile_d,
+        num_warps=4, num_stages=stages,
+    )  # fmt: skip
+    return y
+
+
+@triton.jit
+def _few_rows_tile(
+    x_ptr, weight_ptr, y_ptr, rows, outputs, x_stride, weight_stride, INNER: tl.constexpr,
+    TILE_T: tl.constexpr, TILE_O: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    o = tl.program_id(0) * TILE_O + tl.arange(0, TILE_O)
+    t = tl.arange(0, TILE_T)
+    d = tl.arange(0, TILE_D)
+    weight = weight_ptr + o.to(tl.int64)[:, None] * weight_stride + d[None, :]
+    x = x_ptr + t[None, :] * x_stride + d[:, None]
+    is_row = (t < rows)[None, :]
+    total = tl.zeros((TILE_O, TILE_T), dtype=tl.float32)
+    for _ in range(0, INNER, TILE_D):
+        total = tl.dot(tl.load(weight), tl.load(x, mask=is_row, other=0.0), total)
+        weight += TILE_D
+        x += TILE_D
+    y = y_ptr + t[None, :] * outputs + o[:, None]
+    tl.store(y, total.to(y_ptr.dtype.element_ty), mask=is_row)
 
 
 def _tile(rows: int, dtype: torch.dtype) -> dict[str, int]:
