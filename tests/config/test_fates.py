@@ -6,8 +6,9 @@ import pytest
 
 from tandem.config import check_expectations, read_config
 from tandem.config.fields import flag_of, knobs
-from tandem.config.legacy import Mapped, mismatches, old_flags
+from tandem.config.legacy import Mapped, old_flags
 from tandem.config.parse import known_flags, parse
+from tandem.config.shapes import mismatches
 from tandem.errors import ConfigError
 
 HERE = Path(__file__).parent

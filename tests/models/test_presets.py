@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem.config.legacy import check_expectations
+from tandem.config import check_expectations
 from tandem.config.parse import parse
 from tandem.models.shape import num_parameters, shape_of
 

@@ -21,7 +21,7 @@ from tandem.checkpoint.hugging_face import (
 from tandem.checkpoint.megatron import is_megatron, read_megatron, write_megatron
 from tandem.checkpoint.names import our_shapes, to_hugging_face
 from tandem.checkpoint.torch_dist import MODEL, RELEASE, TRACKER
-from tandem.config.legacy import check_expectations
+from tandem.config import check_expectations
 from tandem.config.parse import parse
 from tandem.errors import CheckpointError, ConfigError
 from tandem.models.shape import Shape, read_shape

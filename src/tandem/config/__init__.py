@@ -15,13 +15,13 @@ from tandem.config.config import (
     RolloutConfig,
 )
 from tandem.config.flat import flat
-from tandem.config.legacy import check_expectations
 from tandem.config.load import load_config, read_config
 from tandem.config.page import flags_table, help_text, show
 from tandem.config.record import to_dict
 from tandem.config.resolve import complete
 from tandem.config.rules import check, check_files
 from tandem.config.sections.sampling import EvalSet
+from tandem.config.shapes import check_expectations
 
 __all__ = [
     "AlgoConfig",

@@ -64,9 +64,9 @@ def take_old(given: Given, old: OldFlag, words: Sequence[str], origin: str) -> N
     match old.fate:
         case Refused(because):
             given.refused[said] = because
-        case NoEffect(because, only, otherwise):
+        case NoEffect(because, only):
             if only and not any(_means_same(word, fine) for word in words for fine in only):
-                given.refused[said] = otherwise
+                given.refused[said] = old.fate.otherwise
             else:
                 given.without_effect[said] = because
         case Mapped(name, value):

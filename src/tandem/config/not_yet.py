@@ -85,42 +85,37 @@ SERVER_ROWS = (
 """What the embedded engine takes, and SGLang servers not yet."""
 
 OLD_FLAGS = (
-    ("latent attention", "nothing", "--multi-latent-attention --freeze-indexer"),
     (
         "latent attention",
-        "one",
-        "--q-lora-rank --kv-lora-rank --qk-head-dim --qk-pos-emb-head-dim --v-head-dim --mscale "
-        "--mscale-all-dim",
+        "--multi-latent-attention --freeze-indexer --q-lora-rank= --kv-lora-rank= --qk-head-dim= "
+        "--qk-pos-emb-head-dim= --v-head-dim= --mscale= --mscale-all-dim=",
     ),
     (
         "this kind of layer",
-        "nothing",
         "--apply-layernorm-1p --use-gated-attention --attention-output-gate "
         "--post-self-attn-layernorm --post-mlp-layernorm --rotary-interleaved",
     ),
-    ("linear attention", "one", "--qwen-gdn-backend"),
-    ("prediction of several tokens", "one", "--mtp-num-layers --mtp-loss-scaling-factor"),
-    ("prediction of several tokens", "nothing", "--enable-mtp-training"),
-    ("8-bit training", "one", "--fp8-format --fp8-recipe"),
-    ("8-bit training", "nothing", "--fp8-param-gather"),
+    ("linear attention", "--qwen-gdn-backend="),
+    (
+        "prediction of several tokens",
+        "--mtp-num-layers= --mtp-loss-scaling-factor= --enable-mtp-training",
+    ),
     (
         "8-bit training",
-        "many",
-        "--megatron-deepgemm-forward-layers --megatron-deepgemm-forward-modules "
-        "--megatron-deepgemm-moe-forward-layers --megatron-deepgemm-moe-forward-modules",
+        "--fp8-format= --fp8-recipe= --fp8-param-gather --megatron-deepgemm-forward-layers... "
+        "--megatron-deepgemm-forward-modules... --megatron-deepgemm-moe-forward-layers... "
+        "--megatron-deepgemm-moe-forward-modules...",
     ),
-    ("profiling by flag", "nothing", "--record-memory-history --profile --use-pytorch-profiler"),
     (
         "profiling by flag",
-        "one",
-        "--memory-snapshot-dir --memory-snapshot-num-steps --memory-recorder --profile-target "
-        "--profile-step-start --profile-step-end",
+        "--record-memory-history --profile --use-pytorch-profiler --memory-snapshot-dir= "
+        "--memory-snapshot-num-steps= --memory-recorder= --profile-target= --profile-step-start= "
+        "--profile-step-end=",
     ),
     (
         "servers for prefill alone, which need a library that moves caches between servers",
-        "one",
-        "--prefill-num-servers",
+        "--prefill-num-servers=",
     ),
-    ("servers of several kinds or models", "one", "--sglang-config"),
+    ("servers of several kinds or models", "--sglang-config="),
 )
-"""What is to come, how many words follow, and the old spellings that need it."""
+"""What is to come, and the old spellings that need it, in the notation of `legacy`."""

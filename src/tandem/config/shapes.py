@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
-from tandem.config.legacy.fates import Expected, OldFlag
 from tandem.errors import ConfigError
 
 UNKNOWN = object()
@@ -21,17 +20,9 @@ class Shape:
     """One model flag: how its value is read, and where the checkpoint says the same."""
 
     flag: str
-    kind: str
+    kind: str  # "switch", "int", "float" or "str"
     key: str  # of config.json, as named in a failure
     read: Callable[[Mapping[str, Any]], Any]
-
-
-def shape_flags() -> tuple[OldFlag, ...]:
-    """Every model flag that is checked, as old spellings."""
-    return tuple(
-        OldFlag(shape.flag, "nothing" if shape.kind == "switch" else "one", Expected(shape.kind))
-        for shape in SHAPES
-    )
 
 
 def check_expectations(expected: Mapping[str, Any], hf_config: Mapping[str, Any]) -> None:
