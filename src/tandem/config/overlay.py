@@ -25,7 +25,7 @@ def read_files(given: Given) -> None:
     """Puts what the named YAML files say into `given`."""
     path = given.values.get("custom_config_path")
     if path:
-        content = _yaml(given, "--custom-config-path", path)
+        content = read_yaml(f"--custom-config-path {path}", path, given.failures)
         if isinstance(content, Mapping):
             for key, value in content.items():
                 _entry(given, str(key).replace("-", "_"), value, origin=f"yaml {path}")
@@ -33,20 +33,22 @@ def read_files(given: Given) -> None:
             given.failures.append(f"--custom-config-path {path}: wanted `name: value` lines")
     path = given.values.get("eval_config")
     if path:
-        given.eval_file = _yaml(given, "--eval-config", path)
+        given.eval_file = read_yaml(f"--eval-config {path}", path, given.failures)
         if given.eval_file is None:
             given.broken.add("eval_config")
 
 
-def _yaml(given: Given, flag: str, path: str) -> Any:
+def read_yaml(flag: str, path: str, failures: list[str]) -> Any:
+    """What the file holds, {} where that is nothing; None where it cannot be read, said in
+    `failures` of `flag`."""
     import yaml  # not standard library, and few runs name a file
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        given.failures.append(f"{flag} {path} cannot be read: {error.strerror}; give a YAML file")
+        failures.append(f"{flag} cannot be read: {error.strerror}; give a YAML file")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        given.failures.append(f"{flag} {path} is no YAML: {' '.join(str(error).split())}")
+        failures.append(f"{flag} is no YAML: {' '.join(str(error).split())}")
     else:
         return {} if content is None else content
     return None

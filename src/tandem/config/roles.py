@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from tandem.config.config import Config
 from tandem.config.fields import WrongValue, from_yaml, knobs
+from tandem.config.overlay import read_yaml
 from tandem.config.sections.learning import OptimConfig
 from tandem.errors import ConfigError
 
@@ -42,7 +42,11 @@ def optim_of(cfg: Config, role: str) -> OptimConfig:
 def _overrides(path: str, failures: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(role, settings) of each entry; what is wrong is added to `failures`."""
     flag, seen = f"--megatron-config-path {path}", set()
-    for entry in _entries(path, flag, failures):
+    content = read_yaml(flag, path, failures)
+    entries = content.get("megatron") if isinstance(content, Mapping) else None
+    if content is not None and not isinstance(entries, list):
+        failures.append(f"{flag}: wanted `megatron:` and a list of entries with role, overrides")
+    for entry in entries if isinstance(entries, list) else ():
         role = entry.get("role") if isinstance(entry, Mapping) else None
         if role not in ROLES or role in seen:
             failures.append(f"{flag}: an entry has role {role!r}; wanted actor and critic, once")
@@ -65,21 +69,3 @@ def _overrides(path: str, failures: list[str]) -> Iterator[tuple[str, dict[str, 
             except WrongValue as wrong:
                 failures.append(f"{flag}: {role} {name} {value}: wanted {wrong}")
         yield role, settings
-
-
-def _entries(path: str, flag: str, failures: list[str]) -> list[Any]:
-    import yaml  # not standard library, and few runs name a file
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        failures.append(f"{flag} cannot be read: {error.strerror}; give a YAML file")
-        return []
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        failures.append(f"{flag} is no YAML: {' '.join(str(error).split())}")
-        return []
-    entries = content.get("megatron") if isinstance(content, Mapping) else None
-    if not isinstance(entries, list):
-        failures.append(f"{flag}: wanted `megatron:` and a list of entries with role, overrides")
-        return []
-    return entries
