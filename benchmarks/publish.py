@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import w1
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.digest import digest_all
 from tandem.kernels.linear import sum_products_in_one_order

@@ -33,7 +33,7 @@ from tandem.carriers import ipc
 from tandem.carriers.delta import DeltaWriter, LocalCopy
 from tandem.carriers.group import Group, Member, open_store
 from tandem.checkpoint.names import to_hugging_face
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.digest import digest_all
 from tandem.kernels.linear import sum_products_in_one_order

@@ -58,6 +58,13 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+class EmbeddedEngine(Engine, Protocol):
+    """An engine of this process, which can show its tensors themselves."""
+
+    def tensors(self) -> "Mapping[str, torch.Tensor]":
+        """Every tensor it samples with, in place, by the name under which it is stored."""
+
+
 class Reward(Protocol):
     """Judges samples. A verdict that does not come leaves `reward` None."""
 

@@ -12,9 +12,10 @@ Every `_T` field of one object has the same length. Host values are numpy arrays
 device are torch tensors (`Batch`, `Weights`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -178,7 +179,30 @@ class Canary:
     """A short fixed sequence and what the trainer says of it: what wrong weights cannot fake."""
 
     tokens_T: np.ndarray  # int32
-    logprobs_T: np.ndarray  # float32, of token t given the tokens before it; 0 at t = 0
+    read: Callable[[], np.ndarray]
+    """Gives `logprobs_T`; waits for them if a device is still computing them."""
+
+    @property
+    def logprobs_T(self) -> np.ndarray:
+        """float32, of token t given the tokens before it; 0 at t = 0."""
+        return self.read()
+
+
+class Digests(Mapping[str, int]):
+    """Checksums of tensors by name, which somebody is still computing; whoever looks waits."""
+
+    def __init__(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """`read` gives them; it is asked once."""
+        self._read = cache(read)
+
+    def __getitem__(self, name: str) -> int:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -188,12 +212,16 @@ class Weights:
     `named` may be walked once. `is_shared` says that the receiver already reads this storage, so
     nothing has to be copied. An engine that took the weights must show the same digests and, up
     to the precision it computes in, the same canary. Digests go by Hugging Face names, or, of
-    shared storage, by the names that its owner gives the tensors as they lie.
+    shared storage, by the names that its owner gives the tensors as they lie. `stored` are those
+    tensors, by the same names: an engine of this process that reads the storage shows that it
+    does, and its digests are the trainer's. Where processes gather `named` from parts, the digests
+    are of what was gathered, and known after the walk.
     """
 
     version: int
     named: "Iterable[tuple[str, torch.Tensor]]"
     is_shared: bool = False
+    stored: "Mapping[str, torch.Tensor] | None" = None
     digests: Mapping[str, int] | None = None
     canary: Canary | None = None
 

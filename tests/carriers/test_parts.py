@@ -6,14 +6,15 @@ import torch
 import torch.distributed as dist
 
 from tandem.carriers.group import Group, Member, open_store
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
+from tandem.kernels.replay import Replayed
 from tandem.models.decoder import Decoder
 from tandem.models.part import Part
 from tandem.models.shape import Shape
 from tandem.parallel import make_mesh, sizes_of
 from tandem.train.model import Model
-from tandem.train.publish import published, published_digests
+from tandem.train.publish import weights_of
 from tandem.types import Weights
 
 SHAPE = Shape(
@@ -59,11 +60,13 @@ def update(rank, world):
         engine.update(Weights(version=5, named=group.receive(5)))
         found = before, engine.state_digest(), engine.stats().version
     elif rank == SENDER:
-        found = group.send(5, published(model), MOST_BYTES), published_digests(model)
+        weights = weights_of(model, 5, Replayed())
+        found = group.send(5, weights.named, MOST_BYTES), dict(weights.digests)
     else:
-        for _ in published(model):
+        weights = weights_of(model, 5, Replayed())
+        for _ in weights.named:
             pass
-        found = None, published_digests(model)
+        found = None, dict(weights.digests)
     dist.barrier()
     if group is not None:
         group.abort()

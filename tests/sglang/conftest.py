@@ -67,7 +67,7 @@ def one(hosted, engine_over):
 
 def weights(version, size=4):
     named = [("model.embed_tokens.weight", torch.full((size, 2), float(version)))]
-    canary = Canary(tokens_T=np.arange(4, dtype=np.int32), logprobs_T=np.float32(fake.CANARY))
+    canary = Canary(tokens_T=np.arange(4, dtype=np.int32), read=np.float32(fake.CANARY).copy)
     return Weights(version=version, named=named, canary=canary)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from tandem.checkpoint.names import to_hugging_face
 from tandem.config.load import read_config
-from tandem.engine.sglang.launch import Place, launch
+from tandem.engine.sglang.launch import Place, Spot, launch
 from tandem.engine.sglang.weights import FolderCarrier, GroupCarrier, HandleCarrier, SglangSync
 from tandem.kernels.attention import packed_attention
 from tandem.kernels.head import token_logprobs
@@ -70,7 +70,9 @@ def engine(folder, python):
     words = settings(folder, python, "--run-dir", f"{folder}/server")
     cfg, failures = read_config(words)
     assert failures == ()
-    place = Place(dtype="float32", is_cpu=True, first_gpu=0, num_gpus=1, shares_device=False)
+    place = Place(
+        dtype="float32", is_cpu=True, engines=((Spot(),),), shares_device=False, largest_batch=8
+    )
     engine = launch(cfg, place)
     engine.fleet.until_up()
     yield engine
@@ -103,7 +105,7 @@ class Policy:
 
     def weights(self, version):
         named = ((name, one.detach()) for name, one in self.decoder.named_parameters())
-        canary = Canary(tokens_T=CANARY_T, logprobs_T=self.logprobs(CANARY_T))
+        canary = Canary(tokens_T=CANARY_T, read=self.logprobs(CANARY_T).copy)
         shape = self.decoder.shape
         return Weights(version=version, named=to_hugging_face(shape, named), canary=canary)
 

@@ -15,7 +15,7 @@ SENT = Weights(
     named=(),
     is_shared=True,
     digests={"embed": 17, "head": 23},
-    canary=Canary(tokens_T=TOKENS_T, logprobs_T=np.array([0, -1, -2, -1, -3], np.float32)),
+    canary=Canary(tokens_T=TOKENS_T, read=np.array([0, -1, -2, -1, -3], np.float32).copy),
 )
 
 

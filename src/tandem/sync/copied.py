@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tandem.contracts import Engine
-from tandem.kernels.digest import digest_all
-from tandem.sync.shared import SharedSync
+from tandem.sync.check import failures_of, update_all
 from tandem.types import Weights
 
 
@@ -13,13 +12,16 @@ class CopiedSync:
     """Publishes to engines that go on sampling while the trainer moves its own tensors."""
 
     def __init__(self, engines: Sequence[Engine], *, dtype: str) -> None:
-        self._sync = SharedSync(engines, dtype=dtype)
+        self._engines = tuple(engines)
+        self._dtype = dtype
 
     def publish(self, weights: Weights) -> Mapping[str, float]:
         """Seconds of the update and of its check; raises SyncError naming engines that missed it.
 
-        The digests that must arrive are those of the tensors as they are sent.
+        They hold tensors of the trainer's names and sizes, which must have the same digests.
         """
-        named = list(weights.named)
-        digests = None if weights.digests is None else digest_all(named)
-        return self._sync.publish(replace(weights, named=named, is_shared=False, digests=digests))
+
+        def failures(engine: Engine, name: str) -> list[str]:
+            return failures_of(engine, name, weights, self._dtype)
+
+        return update_all(self._engines, replace(weights, is_shared=False), failures)

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
+from tandem.kernels.later import Later
 from tandem.kernels.replay import Replayed, Run, places_of
-from tandem.models.decoder import Decoder
 from tandem.packing.row import Item, build_row
 from tandem.parallel import row_multiple
 from tandem.train.forward import Scoring, hidden_of, row_for, scores_of
@@ -17,20 +17,18 @@ STRIDE = 7919  # a prime: neighbours are far apart in any vocabulary
 
 
 def canary(model: Model, replayed: Replayed | None = None) -> Canary:
-    """The canary with the log-probs of `model` at temperature 1.
+    """The canary with the log-probs of `model` as it is now, at temperature 1.
 
-    `replayed`, always the same one for a model, lets a GPU replay the computation.
+    `replayed`, always the same one for a model, lets a GPU replay the computation; then nobody
+    waits for it before the log-probs are read.
     """
     tokens_T = canary_tokens(model.shape.vocab)[: model.shape.max_positions]
-    score_T = np.zeros(len(tokens_T), np.float32)
-    batch = _batch(model, tokens_T)
     if replayed is not None and _is_replayable(model):
         (part,) = model.parts
-        found_T = replayed(places_of(part), partial(_prepared, part, batch)).cpu().numpy()
-    else:
-        found_T = model.scores([batch], Scoring())[0]
-    score_T[1:] = found_T[: len(tokens_T) - 1]  # entry t speaks of token t + 1
-    return Canary(tokens_T=tokens_T, logprobs_T=score_T)
+        found = Later(replayed(places_of(part), partial(_prepared, model, tokens_T)))
+        return Canary(tokens_T=tokens_T, read=lambda: _shifted(found.read()[0], len(tokens_T)))
+    (found_T,) = model.scores([_batch(model, tokens_T)], Scoring())
+    return Canary(tokens_T=tokens_T, read=_shifted(found_T, len(tokens_T)).copy)
 
 
 def canary_tokens(vocab: int) -> np.ndarray:
@@ -43,9 +41,15 @@ def _is_replayable(model: Model) -> bool:
     return model.device.type == "cuda" and model.is_whole and model.shape.mixture is None
 
 
-def _prepared(part: Decoder, batch: Batch) -> Run:
-    row, how = row_for(part, batch), Scoring()
+def _prepared(model: Model, tokens_T: np.ndarray) -> Run:
+    (part,) = model.parts
+    row, how = row_for(part, _batch(model, tokens_T)), Scoring()
     return lambda: scores_of(part, row, hidden_of(part, row), how)[0]
+
+
+def _shifted(found_T: np.ndarray, length: int) -> np.ndarray:
+    """The log-prob of each token, where entry t of what was found speaks of token t + 1."""
+    return np.concatenate([np.zeros(1, np.float32), found_T[: length - 1]])
 
 
 def _batch(model: Model, tokens_T: np.ndarray) -> Batch:

@@ -1,6 +1,7 @@
-"""Whole tensors out of parts that many processes hold, one after the other."""
+"""The policy's weights as engines get them, with their proofs; gathered where many processes hold
+parts of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,12 +10,65 @@ from torch import Tensor
 
 from tandem.carriers.buckets import grouped
 from tandem.checkpoint.names import to_hugging_face
-from tandem.kernels.digest import digest_all
+from tandem.kernels.digest import start_digests
+from tandem.kernels.replay import Replayed
 from tandem.models.part import gather_whole
+from tandem.train.canary import canary
 from tandem.train.model import Model
+from tandem.types import Digests, Weights
 
-AT_ONCE = 2**29
-"""Bytes of whole tensors that are held to be digested together."""
+AT_ONCE = 2**27
+"""Bytes of whole tensors that are held to be digested together: a launch for each of them would
+take longer than reading it."""
+
+
+def weights_of(model: Model, version: int, replayed: Replayed) -> Weights:
+    """The weights as they are now. On a GPU their proofs are under way, and nobody waits yet.
+
+    Where processes hold parts of them, all must walk `named` to its end: it gathers one tensor at
+    a time, of which digests are made on its way.
+    """
+    if not model.is_whole:
+        walk = Digested(published(model))
+        said = canary(model, replayed)
+        return Weights(version=version, named=walk, digests=Digests(walk.digests), canary=said)
+    stored = model.tensors()
+    return Weights(
+        version=version,
+        named=named_of(model),
+        is_shared=True,
+        stored=stored,
+        digests=start_digests(stored.items()),
+        canary=canary(model, replayed),
+    )
+
+
+def named_of(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its Hugging Face name, whole: our storage, or copies where our layout
+    differs; where processes hold parts of them, all walk to the end."""
+    if model.is_whole:
+        return to_hugging_face(model.shape, model.tensors().items())
+    return published(model)
+
+
+class Digested:
+    """Tensors on their way, digested as they pass; they pass once."""
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        self._groups = grouped(named, AT_ONCE)
+        self._digests: list[Digests] = []
+        self._is_over = False
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for group in self._groups:
+            self._digests.append(start_digests(group))
+            yield from group
+        self._is_over = True
+
+    def digests(self) -> dict[str, int]:
+        """Of all tensors, once all have passed."""
+        assert self._is_over, "gathered weights have digests when they were walked to their end"
+        return {name: value for some in self._digests for name, value in some.items()}
 
 
 def published(model: Model) -> Iterator[tuple[str, Tensor]]:
@@ -23,14 +77,6 @@ def published(model: Model) -> Iterator[tuple[str, Tensor]]:
     One tensor of ours is gathered at a time.
     """
     return to_hugging_face(model.shape, whole_tensors(model))
-
-
-def published_digests(model: Model) -> dict[str, int]:
-    """The digest of every tensor that `published` gives, by its name."""
-    found: dict[str, int] = {}
-    for some in grouped(published(model), AT_ONCE):  # one wait for the device each
-        found |= digest_all(some)
-    return found
 
 
 @torch.no_grad()

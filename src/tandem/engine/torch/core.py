@@ -7,11 +7,12 @@ import numpy as np
 from tandem.engine.torch.batches import decode_batch, drawing_slots, prefill_batch
 from tandem.engine.torch.blocks import BlockPool
 from tandem.engine.torch.rows import Rows
-from tandem.engine.torch.runner import Drawn, Runner
+from tandem.engine.torch.runner import Runner
 from tandem.engine.torch.scheduler import Plan, Scheduler
 from tandem.engine.torch.sequence import Deliver, Sequence
 from tandem.engine.torch.stops import Stops
 from tandem.errors import EngineError
+from tandem.kernels.later import Later
 from tandem.types import Ending, Request
 
 
@@ -22,7 +23,7 @@ class _Launched:
     slots_R: np.ndarray
     epoch_R: np.ndarray
     version: int
-    drawn: Drawn
+    drawn: Later
 
 
 class Core:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tandem.checkpoint.names import from_hugging_face, to_hugging_face
 from tandem.config import EngineConfig
@@ -218,6 +219,10 @@ class TorchEngine:
             num_cached_tokens=core.num_cached,
             is_asleep=not self._runner.is_allocated,
         )
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Every tensor it samples with, in place, by the decoder's own name."""
+        return dict(self._decoder.named_parameters())
 
     def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
         """A digest of every tensor it samples with, by Hugging Face name, or as it is stored."""

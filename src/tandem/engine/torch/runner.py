@@ -1,6 +1,6 @@
 """Runs the decoder over the paged cache and draws tokens: everything of a step on the device.
 
-The host hands in numpy arrays about a few rows and gets a `Drawn`, which it may read later. The
+The host hands in numpy arrays about a few rows and gets tokens and log-probs `Later`. The
 newest token of every slot stays on the device, so a decode step needs nothing of the one before it
 from the host.
 """
@@ -25,6 +25,7 @@ from tandem.engine.torch.graphs import DecodeGraphs
 from tandem.engine.torch.grouping import find_groups, suffixes
 from tandem.engine.torch.virtual import VirtualMemory
 from tandem.kernels.head import token_logprobs
+from tandem.kernels.later import Later
 from tandem.kernels.replay import Replayed, Run, places_of
 from tandem.kernels.sample import choose_tokens, uniform
 from tandem.models.decoder import Decoder
@@ -74,25 +75,6 @@ class Decode:
     table_RB: np.ndarray  # int32
     rank_R: np.ndarray  # rows of one group are neighbours and have one rank
     draws: Draws
-
-
-class Drawn:
-    """Tokens and log-probs that are being computed."""
-
-    def __init__(self, tokens_R: Tensor, logprobs_R: Tensor) -> None:
-        self._event = None
-        if tokens_R.is_cuda:
-            self._tokens_R, self._logprobs_R = _to_host(tokens_R), _to_host(logprobs_R)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
-            self._tokens_R, self._logprobs_R = tokens_R, logprobs_R
-
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, log-probs), waiting for the device if it must."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tokens_R.numpy(), self._logprobs_R.numpy()
 
 
 class Runner:
@@ -165,8 +147,8 @@ class Runner:
             self._memory = None
 
     @torch.no_grad()
-    def prefill(self, batch: Prefill) -> Drawn:
-        """Computes chunks, copies blocks, and draws a token for every row of `batch.draws`."""
+    def prefill(self, batch: Prefill) -> Later:
+        """Tokens and log-probs of every row of `batch.draws`; computes chunks, copies blocks."""
         assert self._cache is not None, "the cache is released"
         hidden_TD = self._prefill(self._cache, batch, self._experts)
         if batch.copies:
@@ -180,7 +162,7 @@ class Runner:
         return self._draw(hidden_TD.index_select(0, self._tensor(batch.last_R)), batch.draws)
 
     @torch.no_grad()
-    def decode(self, batch: Decode) -> Drawn:
+    def decode(self, batch: Decode) -> Later:
         """Computes the newest token of each row's slot and draws the next."""
         assert self._cache is not None, "the cache is released"
         tokens_R = self._newest_S.index_select(0, self._tensor(batch.draws.integers_R6[:, 0]))
@@ -326,7 +308,7 @@ class Runner:
             lengths_R=self._tensor(batch.lengths_R),
         )
 
-    def _draw(self, hidden_RD: Tensor, draws: Draws) -> Drawn:
+    def _draw(self, hidden_RD: Tensor, draws: Draws) -> Later:
         integers_R6 = self._tensor(draws.integers_R6)
         slot_R, top_k_R, seed_R, prompt_R, sample_R, place_R = integers_R6.unbind(1)
         temperature_R = self._tensor(draws.temperature_R)
@@ -346,7 +328,7 @@ class Runner:
             rows = self._tensor(np.unique(draws.forbidden[0]))
             logprobs_R[rows] = _logprobs_of(tokens_R[rows], logits_RV[rows], temperature_R[rows])
         self._newest_S.index_copy_(0, slot_R, tokens_R)
-        return Drawn(tokens_R, logprobs_R)
+        return Later(tokens_R, logprobs_R)
 
     def _cache_sizes(self, num_blocks: int) -> tuple[int, ...]:
         shape = self.decoder.shape
@@ -379,8 +361,3 @@ def _logprobs_of(tokens_R: Tensor, logits_RV: Tensor, temperature_R: Tensor) -> 
     inverse_R = 1 / torch.where(temperature_R > 0, temperature_R, 1.0)
     logprobs_RV = torch.log_softmax(logits_RV.float() * inverse_R[:, None], dim=-1)
     return logprobs_RV.gather(1, tokens_R[:, None])[:, 0]
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
