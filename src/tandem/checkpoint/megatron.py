@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tandem.checkpoint.folders import hidden_folder, publish_file, publish_folder
 from tandem.checkpoint.names import LAYER, report
-from tandem.checkpoint.pieces import Piece, PieceReader, PieceWriter, as_pieces
+from tandem.checkpoint.pieces import Piece, as_pieces
 from tandem.errors import CheckpointError
 from tandem.models.shape import Shape
 
@@ -76,6 +76,8 @@ def read_megatron(
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    from tandem.checkpoint.planners import PieceReader
+
     reader = dcp.FileSystemReader(folder)
     saved = {
         name: Saved(tuple(entry.size), entry.properties.dtype)
@@ -107,6 +109,8 @@ def write_megatron(named: Iterable[tuple[str, Tensor]], root: str | Path, shape:
     Raises CheckpointError for a mixture of experts, whose names are not known here.
     """
     import torch.distributed.checkpoint as dcp
+
+    from tandem.checkpoint.planners import PieceWriter
 
     if shape.mixture is not None:
         raise CheckpointError("a mixture of experts cannot be written in Megatron's form yet")

@@ -73,7 +73,8 @@ def save(
     on_stage("started")
     import torch.distributed.checkpoint as dcp
 
-    from tandem.checkpoint.pieces import PieceWriter, as_pieces
+    from tandem.checkpoint.pieces import as_pieces
+    from tandem.checkpoint.planners import PieceWriter
 
     pieces = as_pieces(tensors)
     writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
@@ -205,7 +206,8 @@ def read_into(
     """Reads the named tensors of a complete folder in place; other tensors in it are left alone."""
     import torch.distributed.checkpoint as dcp
 
-    from tandem.checkpoint.pieces import PieceReader, as_pieces
+    from tandem.checkpoint.pieces import as_pieces
+    from tandem.checkpoint.planners import PieceReader
 
     pieces = as_pieces(tensors)
     with _torch_faults(f"reading {folder}"), _alone_is_fine(process_group) as is_alone:
