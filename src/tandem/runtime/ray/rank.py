@@ -2,8 +2,8 @@
 
 import gc
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tandem.carriers.delta import Sent
 from tandem.carriers.group import Member
 from tandem.checkpoint.find import Found
-from tandem.checkpoint.names import to_hugging_face
 from tandem.config import Config
 from tandem.engine.sglang.launch import Place
 from tandem.engine.sglang.outlet import Outlet
@@ -57,8 +57,7 @@ class Seat:
 class Proofs:
     """What engines must show once they have the weights."""
 
-    as_stored: bool  # the digests go by names as the ranks store tensors, not Hugging Face's
-    digests: Mapping[str, int] | None
+    digests: Mapping[str, int] | None  # by names as ranks store tensors; None: gathered ones
     canary: Canary | None
 
 
@@ -83,7 +82,8 @@ class Rank:
             teacher=teacher_parts(cfg, recipe.shape, self.device, mesh),
             hooks=load_hooks(cfg),
         )
-        self._version: int | None = None  # of the weights as they are, once they were named
+        self._weights: Weights | None = None  # as they are, once they were named
+        self._is_walked = False  # gathered for engines
         self._cfg = cfg
         self._outlet: Outlet | None = None  # to SGLang servers, of the first rank
         self._sender: Sender | None = None  # to embedded engines, of the first rank
@@ -118,23 +118,42 @@ class Rank:
 
     def step_on(self, steps: Sequence[Sequence[Batch]]) -> StepStats:
         """One optimizer step for each inner list of this data rank's batches."""
-        self._version = None
+        self._weights = None
         return self.trainer.step_on(steps)
 
     def prove(self, version: int) -> Proofs:
         """The proofs of the weights as they are, which are `version` from now on."""
-        weights = self.trainer.weights(version)
-        self._version = version
-        return Proofs(as_stored=weights.is_shared, digests=weights.digests, canary=weights.canary)
+        weights = self._weights = self.trainer.weights(version)
+        self._is_walked = False
+        digests, canary = weights.digests, weights.canary
+        return Proofs(
+            # gathered weights are digested on their way to the engines
+            digests=dict(digests) if weights.is_shared and digests is not None else None,
+            canary=None if canary is None else replace(canary, read=canary.logprobs_T.copy),
+        )
 
-    def named(self, version: int) -> Any:
-        """The weights of this version by Hugging Face name; SyncError if they have moved on."""
-        if self._version != version:
-            raise SyncError(f"weights {version} are wanted of a trainer that has {self._version}")
-        if self.decoder is None:  # all ranks gather it together
-            return self.trainer.weights(version).named
-        named = ((name, tensor.detach()) for name, tensor in self.decoder.named_parameters())
-        return to_hugging_face(self.decoder.shape, named)
+    def named(self, version: int) -> Iterable[tuple[str, Tensor]]:
+        """The weights of this version by Hugging Face name; SyncError if they have moved on.
+
+        Where ranks have parts, all gather them together, and must walk to the end.
+        """
+        weights = self._current(version)
+        if self._is_walked:
+            return self.trainer.named()
+        self._is_walked = True
+        return weights.named
+
+    def digests(self, version: int) -> dict[str, int]:
+        """Of what was gathered of this version."""
+        digests = self._current(version).digests
+        assert digests is not None, "a trainer gives digests with its weights"
+        return dict(digests)
+
+    def _current(self, version: int) -> Weights:
+        held = None if self._weights is None else self._weights.version
+        if self._weights is None or held != version:
+            raise SyncError(f"weights {version} are wanted of a trainer that has {held}")
+        return self._weights
 
     def send(self, addresses: Sequence[Address], version: int, place: Place) -> None:
         """Sends the weights to SGLang servers, or gives this rank's parts to the one that does."""
@@ -196,12 +215,12 @@ class Rank:
 
     def load(self, root: str, iteration: int | None) -> Mapping[str, Any]:
         """The other rooms' `extra` of a checkpoint, which is back in place."""
-        self._version = None
+        self._weights = None
         return self.trainer.load(root, iteration)
 
     def load_weights(self, root: str, iteration: int | None) -> Mapping[str, Any]:
         """The same where the models alone are taken."""
-        self._version = None
+        self._weights = None
         return self.trainer.load_weights(root, iteration)
 
     def state_digest(self) -> Mapping[str, int]:

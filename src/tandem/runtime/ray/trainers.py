@@ -15,7 +15,7 @@ from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.rank import Proofs, Recipe, Seat
 from tandem.runtime.ray.watch import Watch
 from tandem.runtime.ray.worker import RankFacts
-from tandem.types import Batch, Group, StepStats, Weights
+from tandem.types import Batch, Digests, Group, StepStats, Weights
 
 
 class TrainerFleet:
@@ -76,14 +76,18 @@ class TrainerFleet:
         return replace(stats, num_tokens=num_tokens)
 
     def weights(self, version: int) -> Weights:
-        """The proofs of weights that lie in the ranks; `sync` fetches the tensors themselves."""
+        """The proofs of weights that lie in the ranks; `sync` fetches the tensors themselves.
+
+        Digests of weights that ranks gather for engines are known once they did.
+        """
         proofs: Proofs = self._call("prove", version)[0]
         self._version = version
+        digests = proofs.digests
         return Weights(
             version=version,
             named=(),
-            is_shared=proofs.as_stored,
-            digests=proofs.digests,
+            is_shared=digests is not None,
+            digests=Digests(lambda: self.first("digests", version)) if digests is None else digests,
             canary=proofs.canary,
         )
 
