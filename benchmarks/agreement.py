@@ -21,7 +21,7 @@ import w1
 from agreement_parts import parts
 from engine import load_of
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.attention import packed_attention
 from tandem.kernels.device import repeat_gradients

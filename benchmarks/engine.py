@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import w1
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.models.decoder import Decoder
 from tandem.types import Request, SampleKey, Sampling

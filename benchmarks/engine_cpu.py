@@ -28,7 +28,7 @@ import torch
 import transformers
 
 from tandem.checkpoint.hugging_face import load_hugging_face
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.models.build import build_decoder
 from tandem.types import Request, SampleKey, Sampling

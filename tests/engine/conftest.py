@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.models.build import build_decoder
 from tandem.models.decoder import Decoder

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from tandem.checkpoint.names import to_hugging_face
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.engine.torch.lockstep import follow, open_wire
 from tandem.errors import SyncError

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.memory import (
     CPU_CACHE_BYTES,
     device_cache_bytes,

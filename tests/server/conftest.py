@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.attention import packed_attention
 from tandem.models.build import build_decoder

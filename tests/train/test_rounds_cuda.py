@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tandem.config.sections.engine import EngineConfig
+from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
 from tandem.runtime.devices import take_turns
 from tandem.sync import SharedSync
