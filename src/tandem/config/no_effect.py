@@ -82,11 +82,9 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
             yield CARRIED, "there is one process"
             yield "colocate", "training and sampling share this process's device anyway"
             yield (
-                "offload offload_train offload_rollout",
-                "engine and trainer of one process share the weights, so there is nothing to move",
+                "offload_rollout",
+                "the engine's cache sleeps anyway where training needs its room",
             )
-        else:
-            yield "offload_train", "the trainer keeps its memory; servers give theirs back"
         yield "balance_data", "there is one data-parallel rank"
         yield "train_env_vars", "training goes on in the process that you start"
         yield "heartbeat_timeout", "there is one process, whose stack py-spy shows"
@@ -101,6 +99,7 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
             "engines are in the processes of ranks, which stop the run where one fails; it resumes "
             "from its checkpoint",
         )
+    yield from _turns(cfg)
     if cfg.engine.rollout_engine == "torch":
         yield "sglang_python sglang_router_request_timeout_secs", "the embedded engine samples"
     if cfg.parallel.tensor_model_parallel_size == 1:
@@ -135,6 +134,23 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         "no_save_rng no_load_rng",
         "a run has no random state: every token is drawn by its own key, from --rollout-seed",
     )
+
+
+def _turns(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Settings of who sleeps when, where nobody does."""
+    both = "offload offload_train offload_rollout"
+    has_own_engine = cfg.cluster.runtime == "local" and cfg.engine.rollout_engine == "torch"
+    if cfg.debug.debug_train_only or cfg.debug.debug_rollout_only:
+        yield both, "one half of the run is left out, so there are no turns"
+    elif cfg.sync.asynchronous != "off":
+        yield both, "training goes on while engines sample"
+    elif not (cfg.cluster.colocate or has_own_engine):
+        yield both, "training and sampling have devices of their own"
+    elif cfg.optim.optimizer_cpu_offload:
+        yield (
+            "offload_train",
+            "--optimizer-cpu-offload has the optimizer's state in host memory all the time",
+        )
 
 
 def _weight_update(cfg: Config) -> Iterator[tuple[str, str]]:

@@ -28,7 +28,8 @@ class ClusterConfig:
     offload: bool = False
     """Short for `--offload-train --offload-rollout`."""
     offload_train: bool | None = None
-    """The trainer gives its memory back while the engines sample; on when colocated."""
+    """The optimizer's state waits in host memory while engines sample; where nothing is said, on a
+    GPU that both share and if caches were too small beside it."""
     offload_rollout: bool | None = None
     """The engines give their memory back while the trainer learns; on when colocated."""
     distributed_backend: Literal["nccl", "gloo"] = "nccl"
