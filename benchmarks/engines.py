@@ -29,11 +29,11 @@ import torch
 import w1
 
 from tandem.checkpoint.names import to_hugging_face
+from tandem.config import EngineConfig
 from tandem.config.load import read_config
-from tandem.config.sections.engine import EngineConfig
 from tandem.contracts import Engine
 from tandem.engine.sglang.client import SglangEngine
-from tandem.engine.sglang.launch import Place, launch
+from tandem.engine.sglang.launch import Place, Spot, launch
 from tandem.engine.sglang.weights import SglangSync
 from tandem.engine.torch.engine import TorchEngine
 from tandem.kernels.attention import packed_attention
@@ -106,7 +106,10 @@ def launched(shape: Shape, options, device: torch.device, stack: ExitStack) -> S
     assert not failures, failures
     dtype = "float32" if options.tiny else "bfloat16"
     is_cpu = device.type == "cpu"
-    place = Place(dtype=dtype, is_cpu=is_cpu, first_gpu=0, num_gpus=1, shares_device=True)
+    batch = cfg.engine.sglang_server_concurrency
+    place = Place(
+        dtype=dtype, is_cpu=is_cpu, engines=((Spot(),),), shares_device=True, largest_batch=batch
+    )
     engine = launch(cfg, place)
     stack.callback(engine.close)
     engine.fleet.until_up()
@@ -141,7 +144,7 @@ def weights_of(decoder: Decoder, version: int) -> Weights:
     return Weights(
         version=version,
         named=to_hugging_face(decoder.shape, named),
-        canary=Canary(tokens_T=CANARY_T, logprobs_T=logprobs(decoder, CANARY_T)),
+        canary=Canary(tokens_T=CANARY_T, read=logprobs(decoder, CANARY_T).copy),
     )
 
 

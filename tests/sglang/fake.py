@@ -1,6 +1,6 @@
 """A server that speaks SGLang's HTTP without a model, and misbehaves when told to.
 
-    python tests/sglang/fake.py --port N [--fail TEXT]
+    python tests/sglang/fake.py --port N [--fail TEXT] [--after FILE]
 
 A token is a function of its place in the sequence, its log-prob of the weight version that the
 server has, so a test sees at once what was sampled twice, left out, or by other weights.
@@ -10,10 +10,16 @@ import argparse
 import asyncio
 import base64
 import io
+import os
 import pickle
+import shlex
+import signal
+import socket
 import sys
 import threading
+import time
 from collections import Counter
+from pathlib import Path
 
 from aiohttp import web
 
@@ -55,6 +61,7 @@ class FakeServer:
             "/update_weights_from_disk",
             "/release_memory_occupation",
             "/resume_memory_occupation",
+            "/crash",
         ):
             app.router.add_post(path, getattr(self, path[1:]))
         app.router.add_get("/health", self.health)
@@ -119,6 +126,9 @@ class FakeServer:
     async def resume_memory_occupation(self, request):
         self.calls[-1] += " " + " ".join((await request.json())["tags"])
         return web.json_response(None)
+
+    async def crash(self, request):
+        os.kill(os.getpid(), signal.SIGKILL)
 
     async def generate(self, request):
         body = await request.json()
@@ -211,14 +221,53 @@ class Hosted:
         return f"http://127.0.0.1:{port}"
 
 
+def interpreter(folder, *words):
+    """A program that starts fake servers where SGLang's interpreter is asked for one."""
+    program = folder / "python"
+    words = " ".join(map(shlex.quote, words))
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\n'
+        f'shift 2; exec {sys.executable} {Path(__file__).resolve()} "$@" {words}\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+def meet(address, rank, size):
+    """Returns on the first host when all others have come, on the others with the first one."""
+    host, _, port = address.rpartition(":")
+    if not rank:
+        with socket.create_server((host, int(port))) as door:
+            for _ in range(size - 1):
+                door.accept()
+        return
+    while True:
+        try:
+            socket.create_connection((host, int(port))).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+
+
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--dist-init-addr")
     parser.add_argument("--fail", help="say this and end")
-    told = parser.parse_args()
+    parser.add_argument("--after", type=Path, help="answer once this file is there")
+    told, _ = parser.parse_known_args()
     if told.fail:
         sys.exit(told.fail)
-    web.run_app(FakeServer().app(), host="127.0.0.1", port=told.port, print=None)
+    while told.after and not told.after.exists():
+        time.sleep(0.02)
+    if told.nnodes > 1:
+        meet(told.dist_init_addr, told.node_rank, told.nnodes)
+    if told.node_rank:
+        signal.pause()
+    web.run_app(FakeServer().app(), host=told.host, port=told.port, print=None)
 
 
 if __name__ == "__main__":

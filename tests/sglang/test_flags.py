@@ -6,9 +6,17 @@ from dataclasses import replace
 import pytest
 
 from tandem.config.load import read_config
-from tandem.engine.sglang.flags import ServerPlan, check_flags, known_flags
-from tandem.engine.sglang.ports import Ports
+from tandem.engine.sglang.flags import (
+    ServerPlan,
+    check_flags,
+    graph_flags,
+    installed_flags,
+    known_flags,
+)
+from tandem.engine.sglang.ports import MEETING, Ports
 from tandem.errors import ConfigError
+from tandem.rollout import EvaluationSet
+from tandem.runtime.servers import largest_batch
 
 SOURCE = '''
 class Other:
@@ -87,6 +95,8 @@ def test_pipeline_stages_of_an_engine_share_its_devices():
 
 
 def test_an_engine_of_several_nodes_is_told_where_the_first_one_is():
+    words, first = words_of(num_nodes=2)
+    assert after(words, "--dist-init-addr") == f"127.0.0.1:{first + MEETING}"
     words, _ = words_of(num_nodes=2, node=1, head="10.0.0.1:15005")
     assert after(words, "--nnodes") == "2" and after(words, "--node-rank") == "1"
     assert after(words, "--dist-init-addr") == "10.0.0.1:15005"
@@ -112,13 +122,66 @@ def test_a_flag_that_the_installed_server_does_not_have_is_refused(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    check_flags(str(python), {"cuda-graph-bs": ("1",)})
+    known = installed_flags(str(python))
+    check_flags(["cuda-graph-bs"], known)
     with pytest.raises(ConfigError, match="did you mean --sglang-cuda-graph-bs"):
-        check_flags(str(python), {"cuda-graph-bz": ("1",)})
+        check_flags(["cuda-graph-bz"], known)
 
 
-def test_flags_are_not_checked_where_the_server_is_not_installed():
-    check_flags(sys.executable, {"whatever": ()})
+def test_no_flags_are_known_where_the_server_is_not_installed():
+    assert installed_flags(sys.executable) is None
+
+
+def test_graphs_are_those_of_the_batches_that_will_be_decoded():
+    new = {"cuda-graph-max-bs", "cuda-graph-max-bs-decode", "cuda-graph-backend-prefill"}
+    assert graph_flags([], new, 48) == {
+        "cuda-graph-max-bs-decode": ("48",),
+        "cuda-graph-backend-prefill": ("disabled",),
+    }
+    old = {"cuda-graph-max-bs", "disable-piecewise-cuda-graph"}
+    assert graph_flags([], old, 48) == {
+        "cuda-graph-max-bs": ("48",),
+        "disable-piecewise-cuda-graph": (),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("cuda-graph-bs", {"cuda-graph-backend-prefill"}),
+        ("cuda-graph-max-bs-prefill", {"cuda-graph-max-bs"}),
+        ("enforce-piecewise-cuda-graph", {"cuda-graph-max-bs"}),
+        ("disable-cuda-graph", set()),
+        ("cuda-graph-config", set()),
+    ],
+)
+def test_graphs_that_the_user_speaks_of_are_the_users(given, left):
+    known = {"cuda-graph-max-bs", "cuda-graph-backend-prefill"}
+    assert set(graph_flags([given, "mem-fraction-static"], known, 8)) == left
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        # 32 prompts of 8 samples over 6 engines: 6 groups at most
+        ("--rollout-num-gpus 6", 48),
+        ("--rollout-num-gpus 6 --over-sampling-batch-size 64", 88),
+        ("--rollout-num-gpus 6 --sglang-server-concurrency 20", 20),
+        ("--rollout-num-gpus 1", 256),
+        ("--rollout-num-gpus 6 --custom-generate-function-path a.b", 512),
+    ],
+)
+def test_the_largest_batch_is_what_a_rollout_asks_of_an_engine(words, wanted):
+    cfg, failures = settings(f"--rollout-batch-size 32 --n-samples-per-prompt 8 {words}")
+    assert failures == ()
+    assert largest_batch(cfg, []) == wanted
+
+
+def test_an_evaluation_may_be_more_than_a_rollout():
+    cfg, _ = settings("--rollout-num-gpus 2 --eval-prompt-data a a.jsonl")
+    (held_out,) = cfg.eval.eval_sets
+    held_out = replace(held_out, n_samples_per_eval_prompt=16)
+    assert largest_batch(cfg, [EvaluationSet(cfg=held_out, prompts=[None] * 30)]) == 240
 
 
 # --- settings

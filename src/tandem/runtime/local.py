@@ -10,6 +10,7 @@ from tandem.contracts import Sync
 from tandem.engine.torch.engine import TorchEngine
 from tandem.errors import ConfigError
 from tandem.loop import Devices, Stages
+from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder
 from tandem.parallel import Mesh
 from tandem.rollout import EventLoop
@@ -17,7 +18,7 @@ from tandem.runtime.algorithm import teacher_parts
 from tandem.runtime.building import Halves, Known, build_stages, device_of, dtype_name
 from tandem.runtime.devices import start_afresh, take_turns
 from tandem.runtime.halves import FirstOnly, IdleTrainer
-from tandem.runtime.servers import build_server_sync, build_servers, place_of, server_devices
+from tandem.runtime.servers import build_server_sync, place_of, server_devices, with_servers
 from tandem.runtime.weights import policy_decoder, reference_parts
 from tandem.sync import CopiedSync, SharedSync
 from tandem.train import LocalTrainer, build_trainer, layout_of
@@ -47,14 +48,9 @@ def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitSta
             "and nothing would be gained; start train.py, or give the engines devices of their "
             "own (--rollout-num-gpus, which takes Ray), or set --device cpu"
         )
-    decoder = policy_decoder(cfg, known.opened.shape, known.found, device)
-    trainer: LocalTrainer | IdleTrainer
-    if cfg.debug.debug_rollout_only:
-        trainer = IdleTrainer(decoder, layout_of(decoder, cfg.batch))
-    else:
-        trainer = build_learner(cfg, decoder, known, device)
     if has_servers:
-        return beside_servers(cfg, trainer, decoder, device, stack)
+        return beside_servers(cfg, known, device, stack)
+    decoder, trainer = build_policy(cfg, known, device)
     sampled = decoder if shares_weights else twin(decoder, device)
     engine = build_engine(cfg, sampled, known, device, stack)
     return Halves(
@@ -68,16 +64,13 @@ def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitSta
     )
 
 
-def beside_servers(
-    cfg: Config,
-    trainer: LocalTrainer | IdleTrainer,
-    decoder: Decoder,
-    device: torch.device,
-    stack: ExitStack,
-) -> Halves:
+def beside_servers(cfg: Config, known: Known, device: torch.device, stack: ExitStack) -> Halves:
     """The trainer of this process, and SGLang servers that sample."""
-    place = place_of(cfg, device, dtype_name(decoder))
-    engine = build_servers(cfg, place, stack)
+    dtype = str(dtype_of(cfg.model.dtype, device)).removeprefix("torch.")
+    place = place_of(cfg, device, dtype, known.opened.held_out)
+    (_, trainer), engine = with_servers(
+        cfg, place, stack, partial(build_policy, cfg, known, device)
+    )
     sync = build_server_sync(cfg, engine, trainer, place.dtype)
     return Halves(
         trainer=trainer,
@@ -88,6 +81,16 @@ def beside_servers(
         devices=server_devices(cfg, engine, place),
         dtype=place.dtype,
     )
+
+
+def build_policy(
+    cfg: Config, known: Known, device: torch.device
+) -> tuple[Decoder, LocalTrainer | IdleTrainer]:
+    """The policy and its trainer, or one that learns nothing."""
+    decoder = policy_decoder(cfg, known.opened.shape, known.found, device)
+    if cfg.debug.debug_rollout_only:
+        return decoder, IdleTrainer(decoder, layout_of(decoder, cfg.batch))
+    return decoder, build_learner(cfg, decoder, known, device)
 
 
 def build_learner(

@@ -2,25 +2,40 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from math import ceil
+from typing import TypeVar
 
 import torch
 
 from tandem.config import Config
 from tandem.contracts import Trainer
 from tandem.engine.sglang.client import SglangEngine
-from tandem.engine.sglang.fleet import Carrier
-from tandem.engine.sglang.launch import Place, gives_memory_back, launch
-from tandem.engine.sglang.members import Member
+from tandem.engine.sglang.launch import (
+    Brings,
+    Hosting,
+    Place,
+    Spot,
+    gives_memory_back,
+    here,
+    launch,
+)
 from tandem.engine.sglang.weights import SglangSync
 from tandem.errors import ConfigError
 from tandem.loop import Devices
 from tandem.observe import get_logger
+from tandem.rollout import EvaluationSet
+from tandem.runtime.sampling import num_engines
 from tandem.sync.check import failures_of
 
 log = get_logger("servers")
 
+Made = TypeVar("Made")
 
-def place_of(cfg: Config, device: torch.device, dtype: str) -> Place:
+
+def place_of(
+    cfg: Config, device: torch.device, dtype: str, held_out: Sequence[EvaluationSet]
+) -> Place:
     """Where the servers of this host run; raises ConfigError when it has too few devices.
 
     With `--colocate` they begin at the trainer's device, else at the one after it.
@@ -36,28 +51,69 @@ def place_of(cfg: Config, device: torch.device, dtype: str) -> Place:
             f"machine has {num_here}; lower --rollout-num-gpus or --rollout-num-gpus-per-engine"
             + hint
         )
+    engines = range(num_engines(cfg))
     return Place(
         dtype=dtype,
         is_cpu=device.type == "cpu",
-        first_gpu=first,
-        num_gpus=num_gpus,
+        engines=tuple((Spot(first_gpu=first + one * per_engine),) for one in engines),
         shares_device=cfg.cluster.colocate,
+        largest_batch=largest_batch(cfg, held_out),
     )
 
 
-def build_servers(
+def largest_batch(cfg: Config, held_out: Sequence[EvaluationSet]) -> int:
+    """How many requests an engine has at work at once: what a rollout or an evaluation asks of it,
+    and `--sglang-server-concurrency` at most."""
+    rollout, limit = cfg.rollout, cfg.engine.sglang_server_concurrency
+    prompts = rollout.over_sampling_batch_size
+    hooks = (
+        rollout.rollout_function_path,
+        rollout.custom_generate_function_path,
+        cfg.eval.eval_function_path,
+        *(one.cfg.custom_generate_function_path for one in held_out),
+    )
+    is_free = cfg.sync.asynchronous == "full" or any(hooks)  # to ask as much as it likes
+    if is_free or prompts is None:
+        return limit
+    engines = num_engines(cfg)
+    sampled = ceil(prompts / engines) * cfg.data.n_samples_per_prompt
+    looked_at = [
+        ceil(len(one.prompts) / engines) * one.cfg.n_samples_per_eval_prompt for one in held_out
+    ]
+    return min(limit, max(sampled, sum(looked_at)))
+
+
+def with_servers(
     cfg: Config,
     place: Place,
     stack: ExitStack,
-    brings: Callable[[Sequence[Member]], Carrier] | None = None,
+    build_trainer: Callable[[], Made],
+    brings: Brings | None = None,
+    hosting: Hosting = here,
+) -> tuple[Made, SglangEngine]:
+    """The trainer, and the engine over servers that answer; raises EngineError with the last lines
+    of one that ended. `brings` and `hosting` are those of `launch`.
+
+    Servers on devices of their own start while the trainer is built. Those that share its devices
+    start after it: a server sizes its cache by what is free when it looks.
+    """
+    start = partial(_start, cfg, place, stack, brings, hosting)
+    engine = None if place.shares_device else start()
+    trainer = build_trainer()
+    if engine is None:
+        engine = start()
+    engine.fleet.until_up()
+    return trainer, engine
+
+
+def _start(
+    cfg: Config, place: Place, stack: ExitStack, brings: Brings | None, hosting: Hosting
 ) -> SglangEngine:
-    """The engine over servers that answer; raises EngineError with the last lines of one that
-    ended. `brings(members)` gives what carries weights; this process does when unset."""
-    engine = launch(cfg, place, brings)
+    engine = launch(cfg, place, brings, hosting)
     stack.callback(engine.close)
     for member in engine.fleet.members:
-        log.info("%s at %s is starting", member.name, member.server.url)
-    engine.fleet.until_up()
+        verb = "is used" if member.process is None else "is starting"
+        log.info("%s at %s %s", member.name, member.server.url, verb)
     return engine
 
 

@@ -4,12 +4,12 @@ import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from tandem.engine.sglang.ports import Ports
+from tandem.engine.sglang.ports import MEETING, Ports
 from tandem.errors import ConfigError
 
 CPU = {
@@ -21,6 +21,15 @@ CPU = {
     "mem-fraction-static": ("0.1",),
 }
 """What stock SGLang needs to run without a GPU; each gives way to the user's own."""
+
+DECODE_GRAPHS = ("cuda-graph-max-bs-decode", "cuda-graph-max-bs")
+"""The largest batch that decodes in a graph: as 0.5.15 has it, and as those before it do."""
+NO_PREFILL_GRAPHS: Mapping[str, tuple[str, ...]] = {
+    "cuda-graph-backend-prefill": ("disabled",),
+    "disable-piecewise-cuda-graph": (),
+}
+"""The same for graphs of prompts, which cost start-up and are not needed: sampling is decoding."""
+ABOUT_ALL_GRAPHS = ("cuda-graph-config", "disable-cuda-graph")
 
 _FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
 _FLAG = re.compile(r"[\"']--([a-z0-9][a-z0-9-]*)[\"']")
@@ -39,11 +48,11 @@ class ServerPlan:
     is_cpu: bool
     gives_memory_back: bool
     is_deterministic: bool  # the same bits whatever is batched together, and our seeds
-    flags: Mapping[str, tuple[str, ...]]  # the user's, without `--sglang-`
+    flags: Mapping[str, tuple[str, ...]]  # the user's, without `--sglang-`, and those of graphs
     host: str = "127.0.0.1"
     num_nodes: int = 1
     node: int = 0
-    head: str | None = None  # address of the engine's first node, where there are several
+    head: str | None = None  # where the processes of several nodes meet; None on the first
 
     def words(self, ports: Ports) -> list[str]:
         """The program and its arguments; the user's flags come last, so they win."""
@@ -70,25 +79,28 @@ class ServerPlan:
         if self.gives_memory_back:
             ours["enable-memory-saver"] = ()
         if self.num_nodes > 1:
-            assert self.head is not None, "an engine of several nodes has a first one"
             ours |= {"nnodes": (str(self.num_nodes),), "node-rank": (str(self.node),)}
-            ours["dist-init-addr"] = (self.head,)
+            ours["dist-init-addr"] = (self.head or f"{self.host}:{ports[MEETING]}",)
         words = [self.python, "-m", "sglang.launch_server"]
         for name, values in (ours | given).items():
             words += [f"--{name}", *values]
         return words
 
 
-def check_flags(python: str, flags: Mapping[str, tuple[str, ...]]) -> None:
-    """Passes if SGLang, where it can be found, has every flag; else ConfigError.
+def installed_flags(python: str) -> set[str] | None:
+    """The flags of the SGLang that this interpreter has; None where it is not found.
 
     Its source is read, not imported, which would take many seconds.
     """
     folder = find_package("sglang", python)
     source = None if folder is None else folder / "srt" / "server_args.py"
     if source is None or not source.is_file():
-        return
-    known = known_flags(source.read_text(encoding="utf-8"))
+        return None
+    return known_flags(source.read_text(encoding="utf-8"))
+
+
+def check_flags(flags: Iterable[str], known: set[str]) -> None:
+    """Passes if SGLang has every flag; else ConfigError."""
     failures = []
     for name in flags:
         if name not in known:
@@ -97,6 +109,22 @@ def check_flags(python: str, flags: Mapping[str, tuple[str, ...]]) -> None:
             failures.append(f"--sglang-{name}: the installed SGLang has no --{name}; {hint}")
     if failures:
         raise ConfigError(failures)
+
+
+def graph_flags(
+    given: Iterable[str], known: set[str], largest_batch: int
+) -> dict[str, tuple[str, ...]]:
+    """No graphs but those that decode batches of up to this size, where the user says nothing of
+    graphs: each that is captured takes start-up time and memory."""
+    of_graphs = {name for name in given if "cuda-graph" in name}
+    of_prefill = {name for name in of_graphs if "prefill" in name or "piecewise" in name}
+    chosen: dict[str, tuple[str, ...]] = {}
+    if not of_graphs - of_prefill:
+        newest = [name for name in DECODE_GRAPHS if name in known]
+        chosen |= {name: (str(largest_batch),) for name in newest[:1]}
+    if not of_prefill and of_graphs.isdisjoint(ABOUT_ALL_GRAPHS):
+        chosen |= dict([one for one in NO_PREFILL_GRAPHS.items() if one[0] in known][:1])
+    return chosen
 
 
 def known_flags(source: str) -> set[str]:

@@ -295,6 +295,7 @@ class Fleet:
                 if death is not None:
                     await self._bring_back(member, death)
         except TandemError as error:
+            log.error("%s", error)  # whoever waits for it may be busy loading a model
             await self._fail(error)
 
     async def _bring_up(self, member: Member) -> None:

@@ -5,17 +5,23 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tandem.config import Config
 from tandem.engine.sglang.client import SglangEngine
-from tandem.engine.sglang.flags import ServerPlan, check_flags, find_package
+from tandem.engine.sglang.flags import (
+    ServerPlan,
+    check_flags,
+    find_package,
+    graph_flags,
+    installed_flags,
+)
 from tandem.engine.sglang.fleet import Carrier, Fleet, Health
 from tandem.engine.sglang.line import Line
-from tandem.engine.sglang.members import Member
-from tandem.engine.sglang.process import LoggedProcess
+from tandem.engine.sglang.members import Member, Runs
+from tandem.engine.sglang.process import LoggedProcess, Spanning
 from tandem.engine.sglang.router import DEFAULTS, StockRouter, start_router
 from tandem.engine.sglang.server import Server
 from tandem.engine.sglang.weights import FolderCarrier, GroupCarrier, HandleCarrier
@@ -25,19 +31,38 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Spot:
+    """Where one process of an engine runs."""
+
+    first_gpu: int = 0  # among those that it sees
+    visible: tuple[str, ...] = ()  # the devices that it sees, by the host's own ids; () for all
+    node: str = ""  # the host as a cluster names it; "" for this one
+    host: str = LOOPBACK[0]  # its address
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """Where servers run and what they compute in."""
 
     dtype: str  # as torch spells it
     is_cpu: bool
-    first_gpu: int  # of this host; an engine takes the next `--rollout-num-gpus-per-engine`
-    num_gpus: int  # of all engines
+    engines: tuple[tuple[Spot, ...], ...]  # the processes of each, one a host
     shares_device: bool  # with the trainer
-    visible: tuple[str, ...] = ()  # the devices that servers see, by their own ids; () for all
+    largest_batch: int  # requests that an engine has at work at once
+
+
+Hosting = Callable[[Spot, LoggedProcess], Runs]
+"""Has a process run at a spot."""
+Brings = Callable[[Sequence[Member]], Carrier]
+
+
+def here(spot: Spot, process: LoggedProcess) -> Runs:
+    """The process itself: every spot is on this host."""
+    return process
 
 
 def launch(
-    cfg: Config, place: Place, brings: Callable[[Sequence[Member]], Carrier] | None = None
+    cfg: Config, place: Place, brings: Brings | None = None, hosting: Hosting = here
 ) -> SglangEngine:
     """An engine whose servers are starting; `engine.fleet.until_up()` waits for them.
 
@@ -49,10 +74,13 @@ def launch(
         stack.callback(line.close)
         members = _found(cfg, line) if cfg.rollout.rollout_external_engine_addrs else []
         is_ours = not members
-        for process in _started(cfg, place) if is_ours else ():
+        for number, plan in enumerate(_plans(cfg, place) if is_ours else ()):
+            process = _process(cfg, number, plan, place.engines[number], hosting)
             stack.callback(process.kill)
             process.start()
-            members.append(Member(_server(line, process, cfg), process))
+            name = f"SGLang server {number}"
+            server = Server(line, process.url, name=name, num_ranks=plan.num_gpus)
+            members.append(Member(server, process))
         router = _router(cfg, len(members))
         if router is not None:
             stack.callback(router.close)
@@ -116,61 +144,76 @@ def gives_memory_back(cfg: Config, place: Place) -> bool:
     return bool(cfg.cluster.offload_rollout) and not place.is_cpu
 
 
-def num_engines(cfg: Config, num_gpus: int) -> int:
-    """How many engines these devices make."""
-    return max(1, num_gpus // cfg.cluster.rollout_num_gpus_per_engine)
-
-
 def python_of(cfg: Config) -> str:
     """The interpreter that runs servers and router."""
     return cfg.engine.sglang_python or sys.executable
 
 
-def _started(cfg: Config, place: Place) -> list[LoggedProcess]:
-    """The servers of this host, one process each, not yet started."""
-    python, flags = python_of(cfg), cfg.passthrough.sglang
-    check_flags(python, flags)
+def _plans(cfg: Config, place: Place) -> list[ServerPlan]:
+    """The first process of each engine."""
+    python, flags = python_of(cfg), dict(cfg.passthrough.sglang)
+    known = installed_flags(python)
+    if known is not None:
+        check_flags(flags, known)
+        if not place.is_cpu:
+            flags |= graph_flags(flags, known, place.largest_batch)
+    assert cfg.model.hf_checkpoint, "rules see to it"
     per_engine = cfg.cluster.rollout_num_gpus_per_engine
-    assert cfg.model.hf_checkpoint and cfg.observe.run_dir, "rules and resolve see to both"
-    processes = []
-    for place_of in range(num_engines(cfg, place.num_gpus)):
-        plan = ServerPlan(
+    return [
+        ServerPlan(
             python=python,
             model=cfg.model.hf_checkpoint,
             dtype=place.dtype,
-            seed=cfg.data.rollout_seed + place_of,
-            first_gpu=place.first_gpu + place_of * per_engine,
-            num_gpus=1 if place.is_cpu else per_engine,
+            seed=cfg.data.rollout_seed + number,
+            first_gpu=spots[0].first_gpu,
+            num_gpus=len(spots) if place.is_cpu else per_engine,
             is_cpu=place.is_cpu,
             gives_memory_back=gives_memory_back(cfg, place),
             is_deterministic=cfg.engine.deterministic_mode,
             flags=flags,
+            host=spots[0].host,
+            num_nodes=len(spots),
         )
-        processes.append(
-            LoggedProcess(
-                f"SGLang server {place_of}",
-                plan.words,
-                Path(cfg.observe.run_dir) / "logs" / f"sglang_{place_of}.log",
-                environment=_environment(place),
-            )
-        )
-    return processes
+        for number, spots in enumerate(place.engines)
+    ]
 
 
-def _environment(place: Place) -> dict[str, str]:
+def _process(
+    cfg: Config, number: int, plan: ServerPlan, spots: Sequence[Spot], hosting: Hosting
+) -> Runs:
+    """What runs an engine: a process, or one on each host that it spans."""
+    assert cfg.observe.run_dir, "resolve names a run folder"
+    logs = Path(cfg.observe.run_dir).absolute() / "logs"
+
+    def hosted(node: int, head: str | None) -> Runs:
+        spot = spots[node]
+        told = replace(plan, node=node, head=head, first_gpu=spot.first_gpu, host=spot.host)
+        process = LoggedProcess(
+            f"SGLang server {number}" + (f" (its part {node}, on {spot.host})" if node else ""),
+            told.words,
+            logs / (f"sglang_{number}" + (f"_{node}" if node else "") + ".log"),
+            environment=_environment(plan.is_cpu, spot),
+            host=spot.host,
+        )
+        return hosting(spot, process)
+
+    if len(spots) == 1:
+        return hosted(0, None)
+    rest = range(1, len(spots))
+    return Spanning(hosted(0, None), lambda head: [hosted(node, head) for node in rest])
+
+
+def _environment(is_cpu: bool, spot: Spot) -> dict[str, str]:
     """What servers find in their environment besides the run's own."""
-    if place.is_cpu:
-        return {"SGLANG_USE_CPU_ENGINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    if is_cpu:
+        has_far_peers = spot.host not in LOOPBACK
+        ways = {} if has_far_peers else {"GLOO_SOCKET_IFNAME": "lo"}
+        return {"SGLANG_USE_CPU_ENGINE": "1", **ways}
     # both sides of an NCCL group must agree on it
     environment = {"NCCL_CUMEM_ENABLE": "0"}
-    if place.visible:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.visible)
+    if spot.visible:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(spot.visible)
     return environment
-
-
-def _server(line: Line, process: LoggedProcess, cfg: Config) -> Server:
-    ranks = cfg.cluster.rollout_num_gpus_per_engine
-    return Server(line, process.url, name=process.name, num_ranks=ranks)
 
 
 def _found(cfg: Config, line: Line) -> list[Member]:

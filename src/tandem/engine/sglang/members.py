@@ -10,7 +10,12 @@ from tandem.engine.sglang.server import Server
 class Runs(Protocol):
     """The process behind a server, where it is ours to start and end."""
 
-    url: str
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def meeting(self) -> str:
+        """Where the processes of a server on several hosts meet, once it was started."""
 
     def start(self) -> None:
         """Starts it, anew if it ran before; the address may be another one then."""

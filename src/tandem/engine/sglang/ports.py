@@ -10,6 +10,11 @@ FIRST, LAST, BLOCK = 15_000, 31_000, 40
 """Below the range that systems draw from for outgoing connections; a block serves one server."""
 
 
+MEETING = 4
+"""The place in its block where the processes of a server on several hosts meet; those after it
+are taken too."""
+
+
 class Ports:
     """A block of ports, ours as long as its first one is held.
 
@@ -57,7 +62,7 @@ class Ports:
 
     @staticmethod
     def _refuse_taken(host: str, first: int) -> None:
-        for port in range(first + 1, first + 4):
+        for port in range(first + 1, first + MEETING + 1):
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))

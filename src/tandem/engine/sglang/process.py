@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tandem.engine.sglang.ports import Ports
+from tandem.engine.sglang.members import Runs
+from tandem.engine.sglang.ports import MEETING, Ports
 
 TETHER = Path(__file__).with_name("tether.py")
 LAST_LINES, LINE_WIDTH = 25, 300
@@ -31,7 +32,7 @@ class LoggedProcess:
         host: str = "127.0.0.1",
     ) -> None:
         """It listens on port 1 of the block of ports that it is given."""
-        self.name, self.log, self.url = name, log, ""
+        self.name, self.log, self.url, self.meeting = name, log, "", ""
         self._words, self._environment, self._host = words, dict(environment or {}), host
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: Ports | None = None
@@ -42,6 +43,7 @@ class LoggedProcess:
         self.kill()
         self._ports = Ports(host=self._host)
         self.url = f"http://{self._host}:{self._ports[1]}"
+        self.meeting = f"{self._host}:{self._ports[MEETING]}"
         self._scratch = tempfile.mkdtemp(prefix="tandem-")  # short: sockets lie in it
         self.log.parent.mkdir(parents=True, exist_ok=True)
         words = list(self._words(self._ports))
@@ -91,3 +93,38 @@ class LoggedProcess:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
+
+
+class Spanning:
+    """The processes of one server on several hosts: the first answers, and none lives alone."""
+
+    def __init__(self, first: Runs, others: Callable[[str], Sequence[Runs]]) -> None:
+        """`others(meeting)`: those on the other hosts, which meet the first at this address."""
+        self._first, self._make_others = first, others
+        self._others: Sequence[Runs] = ()
+
+    @property
+    def url(self) -> str:
+        return self._first.url
+
+    @property
+    def meeting(self) -> str:
+        return self._first.meeting
+
+    def start(self) -> None:
+        """Starts all of them, anew if they ran before."""
+        self.kill()
+        self._first.start()
+        self._others = self._make_others(self._first.meeting)
+        for one in self._others:
+            one.start()
+
+    def death(self) -> str | None:
+        """How the first of them that ended did; None while all run."""
+        deaths = (one.death() for one in (self._first, *self._others))
+        return next((death for death in deaths if death is not None), None)
+
+    def kill(self) -> None:
+        """Ends all of them."""
+        for one in (self._first, *self._others):
+            one.kill()

@@ -21,7 +21,7 @@ from tandem.runtime.ray.opening import Parts, build_engines
 from tandem.runtime.ray.placement import Placement, asked, place
 from tandem.runtime.ray.publish import FleetSync
 from tandem.runtime.ray.rank import Recipe
-from tandem.runtime.ray.servers import beside_servers, rank_environment, server_place
+from tandem.runtime.ray.servers import beside_servers, rank_environment
 from tandem.runtime.ray.trainers import TrainerFleet
 from tandem.runtime.ray.turns import Turns
 from tandem.runtime.ray.watch import Checks, Watch
@@ -66,9 +66,8 @@ def build_halves(
     device = "cuda" if "GPU" in devices.bundle else "cpu"
     dtype = str(dtype_of(cfg.model.dtype, device)).removeprefix("torch.")
     if cfg.engine.rollout_engine == "sglang" and not cfg.debug.debug_train_only:
-        # looked at before ranks hold the devices
-        where = server_place(cfg, placement, devices, dtype)
-        return beside_servers(cfg, build_trainers(parts), where, stack)
+        held_out, trainers_of = known.opened.held_out, partial(build_trainers, parts)
+        return beside_servers(cfg, placement, devices, dtype, held_out, trainers_of, stack)
     trainers = build_trainers(parts) if placement.num_trainers else None
     engines = build_engines(parts, trainers) if placement.engines else None
     return Halves(

@@ -155,9 +155,11 @@ class Rank:
             raise SyncError(f"weights {version} are wanted of a trainer that has {held}")
         return self._weights
 
-    def send(self, addresses: Sequence[Address], version: int, place: Place) -> None:
-        """Sends the weights to SGLang servers, or gives this rank's parts to the one that does."""
-        if self._seat.rank:
+    def send(self, shares: Mapping[int, Sequence[Address]], version: int, place: Place) -> None:
+        """Sends the weights to this rank's share of SGLang servers, or gives its parts to those
+        that do."""
+        addresses = shares.get(self._seat.rank, ())
+        if not addresses:
             self.walk(version)
             return
         if self._outlet is None:

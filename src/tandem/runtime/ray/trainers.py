@@ -114,9 +114,10 @@ class TrainerFleet:
             return []
         return [worker.learn.remote("walk", version) for worker in self.workers[1:]]
 
-    def send(self, addresses: Sequence[Address], version: int, place: Place) -> None:
-        """Sends the weights of this version to SGLang servers; raises EngineError."""
-        self._call("send", list(addresses), version, place)
+    def send(self, shares: Mapping[int, Sequence[Address]], version: int, place: Place) -> None:
+        """Sends the weights of this version to SGLang servers, each rank to its share of them;
+        raises EngineError."""
+        self._call("send", dict(shares), version, place)
 
     def save(
         self, root: Any, iteration: int, extra: Mapping[str, Any], *, with_optimizer: bool = True
