@@ -66,7 +66,7 @@ def test_rewards_that_cannot_be_are_refused_at_the_start():
         ("no_such_module.fn", "importing no_such_module failed"),
         (HOOKS + "nothing", "no function 'nothing'; its functions are: .*by_length"),
         (HOOKS + "number", "no function"),
-        (HOOKS + "three_arguments", r"wanted def three_arguments\(args, sample\)"),
+        (HOOKS + "three_arguments", r"wanted def name\(args, sample\)"),
     ],
 )
 def test_a_custom_function_is_checked_at_the_start(path, what):

@@ -9,7 +9,7 @@ import pytest
 
 from tandem.errors import EngineError
 from tandem.hooks.asking import LINE, Line
-from tandem.rewards.view import DialectSample, DialectStatus
+from tandem.hooks.view import DialectSample, DialectStatus
 from tandem.server import TrainedAgent
 from tandem.types import Completion, Ending, Request, SampleKey
 

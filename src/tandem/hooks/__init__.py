@@ -4,8 +4,8 @@ from tandem.hooks.asking import generate, tokenizer
 from tandem.hooks.load import Hook, Spec, load
 from tandem.hooks.posting import post
 from tandem.hooks.records import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
-from tandem.rewards.view import DialectSample as Sample
-from tandem.rewards.view import DialectStatus as Status
+from tandem.hooks.view import DialectSample as Sample
+from tandem.hooks.view import DialectStatus as Status
 
 __all__ = [
     "DynamicFilterOutput",

@@ -12,15 +12,18 @@ from typing import Any
 
 from tandem.config import RewardConfig
 from tandem.errors import ConfigError, RewardError
+from tandem.hooks.load import Spec, load
+from tandem.hooks.view import merged_metadata, view_of
 from tandem.rewards.grade import REMOTE, Answer, Verdict, check_rm_type, unboxed
-from tandem.rewards.hook import load_hook
 from tandem.rewards.pool import GraderPool
 from tandem.rewards.remote import RemoteReward
-from tandem.rewards.view import merged_metadata, view_of
 from tandem.types import Ending, Group, Prompt, Sample
 
 HOPELESS_AFTER = 64
 """So many samples without one verdict among them mean that the reward cannot work."""
+
+CUSTOM = Spec("--custom-rm-path", "args, sample", kind="either")
+CUSTOM_OF_GROUP = Spec("--custom-rm-path", "args, samples", kind="either")
 
 MAX_BLOCKING_CALLS = 16
 """Custom functions that are not async run in threads, this many at once."""
@@ -46,9 +49,7 @@ class RewardStage:
         self._hooks: dict[str, Callable[..., Any]] = {}
         self._group_hook: Callable[..., Any] | None = None
         if cfg.custom_rm_path is not None and cfg.group_rm:
-            self._group_hook = load_hook(
-                cfg.custom_rm_path, flag="--custom-rm-path", arguments="args, samples"
-            )
+            self._group_hook = load(cfg.custom_rm_path, CUSTOM_OF_GROUP).call
         elif cfg.custom_rm_path is not None:
             self._hook(cfg.custom_rm_path)
         elif cfg.rm_type is not None:
@@ -176,7 +177,7 @@ class RewardStage:
 
     def _hook(self, path: str) -> Callable[..., Any]:
         if path not in self._hooks:
-            self._hooks[path] = load_hook(path, flag="--custom-rm-path", arguments="args, sample")
+            self._hooks[path] = load(path, CUSTOM).call
         return self._hooks[path]
 
     def _service(self) -> RemoteReward:

@@ -19,7 +19,7 @@ import torch
 
 from tandem.contracts import Sampler
 from tandem.errors import DataError
-from tandem.rewards.view import DialectSample, view_of
+from tandem.hooks.view import DialectSample, view_of
 from tandem.types import Ending, Group, Prompt, Rollout, Sample
 
 COLUMNS = ("sampled_T", "logprobs_T", "version_T")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tandem.hooks.asking import generate, tokenizer
-from tandem.rewards.view import DialectSample, DialectStatus
+from tandem.hooks.view import DialectSample, DialectStatus
 from tandem.rollout.frames import Bare, Frame
 
 TURNS = "turns"

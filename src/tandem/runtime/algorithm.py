@@ -12,10 +12,10 @@ from tandem.checkpoint.find import decide_reference
 from tandem.config import Config, flat
 from tandem.errors import HookError
 from tandem.hooks import Hook, Spec, load
+from tandem.hooks.view import view_of
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape
 from tandem.parallel import Mesh
-from tandem.rewards.view import view_of
 from tandem.rollout.custom.converting import converted_scores
 from tandem.runtime.weights import fill
 from tandem.train import build_parts
@@ -89,12 +89,8 @@ def _guarded(hook: Hook) -> Any:
     """The hook's function; what it raises names the hook."""
 
     def call(*arguments: Any, **keywords: Any) -> Any:
-        try:
+        with hook.at_work("this rollout", passes=(HookError,)):
             return hook.call(*arguments, **keywords)
-        except HookError:
-            raise
-        except Exception as error:
-            raise hook.failed(error, "this rollout") from error
 
     return call
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tandem.errors import EngineError
 from tandem.hooks.asking import LINE, Line, sampling_of
-from tandem.rewards.view import STATUS_OF, DialectSample
+from tandem.hooks.view import STATUS_OF, DialectSample
 from tandem.server.app import Server
 from tandem.server.branches import Branch, Pins, Way
 from tandem.server.recorder import written

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tandem.hooks import Hook, Spec, load
-from tandem.rewards.view import DialectSample, DialectStatus
+from tandem.hooks.view import DialectSample, DialectStatus
 from tandem.rollout.custom.samples import Misshapen, sample_of, views_of
 from tandem.types import Group
 
@@ -30,13 +30,11 @@ class SampleFilter:
     def __call__(self, groups: Sequence[Group]) -> tuple[Group, ...]:
         """The groups as the function left them; `remove_sample` leaves a sample untrained."""
         shown = [views_of(group) for group in groups]
-        try:
+        with self._hook.at_work(f"the {len(groups)} kept groups"):
             self._hook.call(self._args, shown)
             return tuple(
                 self._back(group, views) for group, views in zip(groups, shown, strict=True)
             )
-        except Exception as error:
-            raise self._hook.failed(error, f"the {len(groups)} kept groups") from error
 
     def _back(self, group: Group, views: Sequence[DialectSample]) -> Group:
         if len(views) != len(group.samples):
@@ -51,10 +49,8 @@ class SampleFilter:
 def show_all(hook: Hook, args: Any, groups: Sequence[Group], data_source: Any) -> None:
     """Calls `--rollout-all-samples-process-path`; a failure stops the run."""
     ordered = sorted(groups, key=lambda group: group.prompt.index)
-    try:
+    with hook.at_work(f"all {len(groups)} groups of a round"):
         hook.call(args, [views_of(group) for group in ordered], data_source)
-    except Exception as error:
-        raise hook.failed(error, f"all {len(groups)} groups of a round") from error
 
 
 def log_round(

@@ -11,7 +11,7 @@ import numpy as np
 from tandem.contracts import Sampler
 from tandem.errors import TandemError
 from tandem.hooks import Spec, load
-from tandem.rewards.view import DialectSample
+from tandem.hooks.view import DialectSample
 from tandem.rollout.custom.samples import Misshapen, sample_of, views_of
 from tandem.types import Ending, Group, Rollout, Sample
 
@@ -53,14 +53,10 @@ class ConvertedSampler:
         """What the other sampler gives, with the samples that the function made of it."""
         rollout = self._sampler.collect(step)
         views = [view for group in rollout.groups for view in views_of(group)]
-        try:
+        with self._hook.at_work(f"the samples of rollout {step}", passes=(TandemError,)):
             data = self._hook.call(self._args, views)
             self._look(data)
             groups = converted(rollout.groups, views, data)
-        except TandemError:
-            raise
-        except Exception as error:
-            raise self._hook.failed(error, f"the samples of rollout {step}") from error
         return replace(rollout, groups=groups)
 
     def _look(self, data: Any) -> None:

@@ -38,10 +38,8 @@ def buffer_filter(path: str, args: Any) -> Callable[[list[Group], int], list[Gro
     def choose(buffer: list[Group], count: int) -> list[Group]:
         views = [views_of(group) for group in buffer]
         by_id = {id(view): group for view, group in zip(views, buffer, strict=True)}
-        try:
+        with hook.at_work(f"{len(buffer)} waiting groups"):
             chosen = hook.call(args, None, views, count)
-        except Exception as error:
-            raise hook.failed(error, f"{len(buffer)} waiting groups") from error
         left = [id(view) for view in views]
         if not isinstance(chosen, list) or any(id(view) not in by_id for view in chosen):
             raise HookError(f"{hook.name} must return a list of groups out of its buffer")
@@ -58,10 +56,8 @@ def buffer_filter(path: str, args: Any) -> Callable[[list[Group], int], list[Gro
 
 
 def _asked(hook: Hook, args: Any, group: Group) -> Ruling:
-    try:
+    with hook.at_work(f"the group of prompt {group.prompt.index}"):
         said = hook.call(args, views_of(group))
-    except Exception as error:
-        raise hook.failed(error, f"the group of prompt {group.prompt.index}") from error
     if isinstance(said, DynamicFilterOutput):
         if said.keep:
             return KEEP

@@ -13,8 +13,8 @@ from tandem.contracts import Reward
 from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, RolloutFnEvalOutput, RolloutFnTrainOutput, Spec, load
 from tandem.hooks.asking import LINE, Line
+from tandem.hooks.view import DialectSample
 from tandem.observe import evaluation_metrics
-from tandem.rewards.view import DialectSample
 from tandem.rollout.custom.line import asker
 from tandem.rollout.custom.samples import sample_of
 from tandem.rollout.custom.sources import DataSourceView
@@ -58,15 +58,12 @@ class Means:
         )
         token = LINE.set(Line(ask=ask, tokenizer=self.tokenizer))
         try:
-            if inspect.iscoroutinefunction(hook.call):
-                return await hook.call(self.args, rollout_id, source, evaluation=evaluation)
-            return await asyncio.to_thread(
-                hook.call, self.args, rollout_id, source, evaluation=evaluation
-            )
-        except TandemError:
-            raise
-        except Exception as error:
-            raise hook.failed(error, f"rollout {rollout_id}") from error
+            with hook.at_work(f"rollout {rollout_id}", passes=(TandemError,)):
+                if inspect.iscoroutinefunction(hook.call):
+                    return await hook.call(self.args, rollout_id, source, evaluation=evaluation)
+                return await asyncio.to_thread(
+                    hook.call, self.args, rollout_id, source, evaluation=evaluation
+                )
         finally:
             LINE.reset(token)
 
@@ -111,11 +108,9 @@ class CustomRollout:
         said = await self._means.asked(self._hook, step, self._view, evaluation=False)
         if not isinstance(said, RolloutFnTrainOutput):
             said = RolloutFnTrainOutput(samples=said)
-        try:
+        with self._hook.at_work(f"what it returned for rollout {step}"):
             shown = [flattened(group) for group in said.samples]
             groups = [self._view.group_of(views) for views in shown]
-        except Exception as error:
-            raise self._hook.failed(error, f"what it returned for rollout {step}") from error
         if len(groups) != self._batch_size:
             raise HookError(
                 f"{self._hook.name} returned {len(groups)} groups for rollout {step}; wanted "
@@ -170,12 +165,10 @@ class CustomEvaluator:
         for nth, view in enumerate(told.get("samples", ())):
             place = nth if view.group_index is None else view.group_index
             by_prompt.setdefault(place, []).append(view)
-        try:
+        with self._hook.at_work(f"samples of evaluation set {name}"):
             return tuple(
                 _as_group(place, views, self._reward_key) for place, views in by_prompt.items()
             )
-        except Exception as error:
-            raise self._hook.failed(error, f"samples of evaluation set {name}") from error
 
 
 def flattened(group: Any) -> list[DialectSample]:

@@ -8,7 +8,7 @@ from typing import Any
 from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, Spec, load
 from tandem.hooks.asking import LINE, Line, params_of
-from tandem.rewards.view import view_of
+from tandem.hooks.view import view_of
 from tandem.rollout.custom.line import Place, Written, asker
 from tandem.rollout.custom.samples import Misshapen, fresh_view, sample_of
 from tandem.rollout.custom.switchboard import Switchboard, sampling_seed

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tandem.rewards.view import DialectSample, DialectStatus, view_of
+from tandem.hooks.view import DialectSample, DialectStatus, view_of
 from tandem.rollout.custom.line import Written
 from tandem.types import NO_VERSION, Ending, Group, Prompt, Sample
 

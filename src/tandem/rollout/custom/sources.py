@@ -8,7 +8,7 @@ import numpy as np
 
 from tandem.errors import HookError
 from tandem.hooks import Spec, load
-from tandem.rewards.view import DialectSample
+from tandem.hooks.view import DialectSample
 from tandem.rollout.custom.line import Place, Written
 from tandem.rollout.custom.samples import Misshapen, sample_of, views_of
 from tandem.rollout.supply import Supply
@@ -112,20 +112,16 @@ class CustomSource:
         self._tokenizer = tokenizer
         self._next_index = 0
         self._marked: int | None = None
-        try:
+        with self._hook.at_work("being made"):
             self._source = self._hook.call(args)
             self.prompts_per_epoch = len(self._source)
-        except Exception as error:
-            raise self._hook.failed(error, "being made") from error
 
     def take(self, count: int) -> list[Prompt]:
         """The prompts of the next groups; raises HookError when there are none."""
         prompts: list[Prompt] = []
         while len(prompts) < count:
-            try:
+            with self._hook.at_work("get_samples"):
                 groups = self._source.get_samples(count - len(prompts))
-            except Exception as error:
-                raise self._hook.failed(error, "get_samples") from error
             if not groups:
                 raise HookError(f"{self._hook.name}: get_samples gave no groups")
             prompts += [self._prompt(group[0]) for group in groups]
@@ -133,10 +129,8 @@ class CustomSource:
 
     def mark(self, rollout_id: int) -> None:
         """Has the class save itself as it is after this rollout."""
-        try:
+        with self._hook.at_work(f"save({rollout_id})"):
             self._source.save(rollout_id)
-        except Exception as error:
-            raise self._hook.failed(error, f"save({rollout_id})") from error
         self._marked = rollout_id
 
     def state(self) -> Mapping[str, Any]:
@@ -146,12 +140,9 @@ class CustomSource:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on where the class saved itself."""
         self._next_index, self._marked = state["next_index"], state["rollout"]
-        if self._marked is None:
-            return
-        try:
-            self._source.load(self._marked)
-        except Exception as error:
-            raise self._hook.failed(error, f"load({self._marked})") from error
+        if self._marked is not None:
+            with self._hook.at_work(f"load({self._marked})"):
+                self._source.load(self._marked)
 
     def _prompt(self, view: Any) -> Prompt:
         if not isinstance(view, DialectSample):

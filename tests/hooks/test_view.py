@@ -1,6 +1,6 @@
 import numpy as np
 
-from tandem.rewards.view import DialectSample, view_of
+from tandem.hooks.view import DialectSample, view_of
 from tandem.types import Ending, Prompt, Sample
 
 
