@@ -177,7 +177,8 @@ class Decoder(nn.Module):
         # no buffers: a cast of the model to bfloat16 must not touch the angles
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
         if torch.device(device).type != "meta":
-            self.to_empty(device=device)
+            # as `to_empty`, which imports sympy
+            self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
 
     @property
     def device(self) -> torch.device:
@@ -348,7 +349,9 @@ def _linear(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = False
 
 
 def _embedding(tokens: int, width: int, dtype: torch.dtype) -> nn.Embedding:
-    return nn.Embedding(tokens, width, dtype=dtype, device="meta")
+    # one that draws first weights, if on no device, imports torch's compiler: two seconds
+    empty_VD = torch.empty(tokens, width, dtype=dtype, device="meta")
+    return nn.Embedding.from_pretrained(empty_VD, freeze=False)
 
 
 def _tensor_seed(seed: int, name: str) -> int:
