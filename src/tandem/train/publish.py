@@ -29,26 +29,28 @@ def weights_of(model: Model, version: int, replayed: Replayed) -> Weights:
     a time, of which digests are made on its way.
     """
     if not model.is_whole:
-        walk = Digested(published(model))
+        walk = Digested(named_of(model))
         said = canary(model, replayed)
         return Weights(version=version, named=walk, digests=Digests(walk.digests), canary=said)
-    stored = model.tensors()
+    stored = dict(model.named_parameters())
     return Weights(
         version=version,
         named=named_of(model),
         is_shared=True,
         stored=stored,
-        digests=start_digests(stored.items()),
+        digests=start_digests(stored.items()),  # first, so that the rest is launched meanwhile
         canary=canary(model, replayed),
     )
 
 
 def named_of(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its Hugging Face name, whole: our storage, or copies where our layout
-    differs; where processes hold parts of them, all walk to the end."""
-    if model.is_whole:
-        return to_hugging_face(model.shape, model.tensors().items())
-    return published(model)
+    """Every tensor under its Hugging Face name, whole, one of ours gathered at a time.
+
+    Our storage, or copies where our layout differs. Where processes hold parts, all of them walk
+    to the end.
+    """
+    whole = model.tensors().items() if model.is_whole else whole_tensors(model)
+    yield from to_hugging_face(model.shape, whole)
 
 
 class Digested:
@@ -71,17 +73,9 @@ class Digested:
         return {name: value for some in self._digests for name, value in some.items()}
 
 
-def published(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its Hugging Face name, whole, on every process; all walk to the end.
-
-    One tensor of ours is gathered at a time.
-    """
-    return to_hugging_face(model.shape, whole_tensors(model))
-
-
 @torch.no_grad()
 def whole_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """The same under our names, each once: a tied embedding comes from the first stage."""
+    """Every tensor under our name, each once: a tied embedding comes from the first stage."""
     axis = model.mesh.pipeline
     seen: set[str] = set()
     for stage, listed in enumerate(_stages(model)):

@@ -207,19 +207,20 @@ class Runner:
         logprobs_T = np.zeros(length, dtype=np.float32)
         if length == 1:
             return logprobs_T
-        prepare = partial(self._logprobs, batch, self._tensor(tokens_T[1:]))
+        prepare = partial(self._logprobs, batch, tokens_T[1:])
         is_alone = self.decoder.part.mesh.tensor.size == 1
         if self._graphs is not None and is_alone and self.decoder.shape.mixture is None:
             key = (tokens_T.tobytes(), *places_of(self.decoder))
-            logprobs_T[1:] = self._canary(key, prepare).cpu().numpy()
+            found_T = self._canary(key, prepare)
         else:
-            logprobs_T[1:] = prepare()().cpu().numpy()
+            found_T = prepare()()
+        (logprobs_T[1:],) = Later(found_T).read()
         return logprobs_T
 
-    def _logprobs(self, batch: Prefill, targets_T: Tensor) -> Run:
+    def _logprobs(self, batch: Prefill, following_T: np.ndarray) -> Run:
         """What computes the log-probs of all tokens of a prefill but the first."""
         tokens_T, positions_T = self._tensor(batch.tokens_T), self._tensor(batch.positions_T)
-        places_T = self._tensor(batch.places_T)
+        places_T, targets_T = self._tensor(batch.places_T), self._tensor(following_T)
         attend = self._prefill_attend(self._new_cache(len(batch.table_SB[0])), batch)
 
         def run() -> Tensor:
