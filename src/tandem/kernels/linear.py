@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from tandem.kernels.device import has_triton, is_fused
 
-FEW_ROWS = 48
+FEW_ROWS = 32
 """Rows up to which our tiles read weights faster than cuBLAS does without split; measured on an
 H200 by `benchmarks/kernel_products.py`."""
 
