@@ -1,7 +1,9 @@
 """A model that two ranks hold in parts, sent to an engine that two others hold in parts."""
 
 from datetime import timedelta
+from itertools import pairwise
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -39,8 +41,8 @@ MOST_BYTES = 5000
 
 
 def update(rank, world):
-    """Digests of the whole model as this rank sees it after an update, and of its own part before
-    and after."""
+    """What this rank saw of an update: a rank of the trainer its digests and how many collectives
+    the proofs, the walk and the digests took; one of the engine its digests before and after."""
     mesh = make_mesh(rank, sizes_of(world, tensor=2), dist.new_group)
     decoder = Decoder(SHAPE, torch.float32, "cpu", Part(mesh=mesh))
     decoder.init_random(0 if rank < 2 else 1)
@@ -59,24 +61,47 @@ def update(rank, world):
         before = engine.state_digest()
         engine.update(Weights(version=5, named=group.receive(5)))
         found = before, engine.state_digest(), engine.stats().version
-    elif rank == SENDER:
-        weights = weights_of(model, 5, Replayed())
-        found = group.send(5, weights.named, MOST_BYTES), dict(weights.digests)
     else:
+        counts = [count(mesh)]
         weights = weights_of(model, 5, Replayed())
-        for _ in weights.named:
-            pass
-        found = None, dict(weights.digests)
+        counts.append(count(mesh))
+        if rank == SENDER:
+            group.send(5, weights.named, MOST_BYTES)
+        else:
+            for _ in weights.named:
+                pass
+        counts.append(count(mesh))
+        digests = dict(weights.digests)
+        counts.append(count(mesh))
+        num_cut = sum(bool(shard.cuts) for shard in decoder.shards().values())
+        found = digests, [after - before for before, after in pairwise(counts)], num_cut
     dist.barrier()
     if group is not None:
         group.abort()
     return found
 
 
-def test_ranks_of_an_engine_cut_their_parts_of_what_ranks_gathered(on_ranks):
-    (_, sent), (_, walked), *engines = on_ranks(update, 4)
+def count(mesh):
+    """How many collectives the ranks that share matrices have started."""
+    return mesh.tensor.group._get_sequence_number_for_group()
+
+
+@pytest.fixture(scope="module")
+def updated(on_ranks):
+    return on_ranks(update, 4)
+
+
+def test_ranks_of_an_engine_cut_their_parts_of_what_ranks_gathered(updated):
+    (sent, *_), (walked, *_), *engines = updated
     assert walked == sent
     for before, after, version in engines:
         assert before != sent
         assert after == sent
         assert version == 5
+
+
+def test_a_tensor_is_gathered_once_for_its_way_and_its_digest(updated):
+    for _, (of_proofs, of_walk, of_digests), num_cut in updated[:2]:
+        assert of_walk == num_cut
+        assert of_digests == 0
+        assert of_proofs < num_cut  # the canary's own
