@@ -9,14 +9,14 @@ from tandem.config import Config
 from tandem.contracts import Sync
 from tandem.engine.torch.engine import TorchEngine
 from tandem.errors import ConfigError
-from tandem.loop import Devices, Stages
+from tandem.loop import Stages
 from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder
 from tandem.parallel import Mesh
 from tandem.rollout import EventLoop
 from tandem.runtime.algorithm import teacher_parts
 from tandem.runtime.building import Halves, Known, build_stages, device_of, dtype_name
-from tandem.runtime.devices import start_afresh, take_turns
+from tandem.runtime.devices import build_devices, make_room_on
 from tandem.runtime.halves import FirstOnly, IdleTrainer
 from tandem.runtime.servers import build_server_sync, place_of, server_devices, with_servers
 from tandem.runtime.weights import policy_decoder, reference_parts
@@ -51,6 +51,7 @@ def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitSta
     if has_servers:
         return beside_servers(cfg, known, device, stack)
     decoder, trainer = build_policy(cfg, known, device)
+    make_room_on(device, cfg, known, trainer)
     sampled = decoder if shares_weights else twin(decoder, device)
     engine = build_engine(cfg, sampled, known, device, stack)
     return Halves(
@@ -59,7 +60,7 @@ def build_halves(device: torch.device, cfg: Config, known: Known, stack: ExitSta
         engine=engine,
         holds=engine,
         sync=build_sync(cfg, engine, decoder),
-        devices=build_devices(engine, device),
+        devices=build_devices(cfg, engine, trainer, device),
         dtype=dtype_name(decoder),
     )
 
@@ -68,9 +69,14 @@ def beside_servers(cfg: Config, known: Known, device: torch.device, stack: ExitS
     """The trainer of this process, and SGLang servers that sample."""
     dtype = str(dtype_of(cfg.model.dtype, device)).removeprefix("torch.")
     place = place_of(cfg, device, dtype, known.opened.held_out)
-    (_, trainer), engine = with_servers(
-        cfg, place, stack, partial(build_policy, cfg, known, device)
-    )
+
+    def built() -> LocalTrainer | IdleTrainer:
+        _, trainer = build_policy(cfg, known, device)
+        if place.shares_device:
+            make_room_on(device, cfg, known, trainer)
+        return trainer
+
+    trainer, engine = with_servers(cfg, place, stack, built)
     sync = build_server_sync(cfg, engine, trainer, place.dtype)
     return Halves(
         trainer=trainer,
@@ -78,7 +84,7 @@ def beside_servers(cfg: Config, known: Known, device: torch.device, stack: ExitS
         engine=engine,
         holds=None,
         sync=FirstOnly(sync) if cfg.debug.debug_rollout_only else sync,
-        devices=server_devices(cfg, engine, place),
+        devices=server_devices(engine, place, trainer),
         dtype=place.dtype,
     )
 
@@ -111,13 +117,6 @@ def build_learner(
         teacher=teacher_parts(cfg, shape, device, Mesh()),
         hooks=known.hooks,
     )
-
-
-def build_devices(engine: TorchEngine | None, device: torch.device) -> Devices:
-    """Whose turn it is on the device."""
-    if engine is None:
-        return Devices()
-    return take_turns(engine) if device.type == "cuda" else start_afresh(engine)
 
 
 def build_sync(cfg: Config, engine: TorchEngine | None, decoder: Decoder) -> Sync:

@@ -16,7 +16,6 @@ from tandem.engine.sglang.launch import (
     Hosting,
     Place,
     Spot,
-    gives_memory_back,
     here,
     launch,
 )
@@ -25,7 +24,9 @@ from tandem.errors import ConfigError
 from tandem.loop import Devices
 from tandem.observe import get_logger
 from tandem.rollout import EvaluationSet
+from tandem.runtime.halves import IdleTrainer
 from tandem.runtime.sampling import num_engines
+from tandem.runtime.turns import Ranks
 from tandem.sync.check import failures_of
 
 log = get_logger("servers")
@@ -129,24 +130,37 @@ def build_server_sync(
     return SglangSync(engine.fleet, failures_of, dtype=dtype, again=again)
 
 
-def server_devices(cfg: Config, engine: SglangEngine, place: Place) -> Devices:
+def server_devices(engine: SglangEngine, place: Place, ranks: Ranks | IdleTrainer) -> Devices:
     """Whose turn it is where trainer and servers share a device; nothing where they do not.
 
     After sampling the servers give all their memory back; the update after training takes room for
-    weights first, then for cache and graphs.
+    weights first, then for cache and graphs. Optimizer state that has made room for them comes back
+    in between.
     """
-    if not (place.shares_device and gives_memory_back(cfg, place)):
+    if isinstance(ranks, IdleTrainer) or not place.shares_device:
         return Devices()
+    moves_state = ranks.is_asleep
 
     @contextmanager
     def sampling() -> Iterator[None]:
+        if moves_state:
+            ranks.sleep()
         yield
         if not engine.stats().num_running:
             engine.sleep()
 
     @contextmanager
-    def publishing() -> Iterator[None]:
-        torch.cuda.empty_cache()  # what the trainer holds and does not use
+    def learning() -> Iterator[None]:
+        if moves_state:
+            ranks.wake()
         yield
 
-    return Devices(sampling=sampling, publishing=publishing)
+    @contextmanager
+    def publishing() -> Iterator[None]:
+        if moves_state:
+            ranks.sleep()
+        else:
+            ranks.trim()
+        yield
+
+    return Devices(sampling=sampling, learning=learning, publishing=publishing)

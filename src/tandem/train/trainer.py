@@ -177,6 +177,10 @@ class LocalTrainer:
         """Device memory that `sleep` gives back."""
         return sum(sleeper.num_bytes for sleeper in self._sleepers)
 
+    @property
+    def is_asleep(self) -> bool:
+        return any(sleeper.is_asleep for sleeper in self._sleepers)
+
     def sleep(self) -> None:
         """Has the optimizers' state wait in host memory; checkpoints are written and read there.
 

@@ -1,7 +1,6 @@
 """Every stage of a run, with trainer and engines in processes of their own."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +22,9 @@ from tandem.runtime.ray.publish import FleetSync
 from tandem.runtime.ray.rank import Recipe
 from tandem.runtime.ray.servers import beside_servers, rank_environment
 from tandem.runtime.ray.trainers import TrainerFleet
-from tandem.runtime.ray.turns import Turns
 from tandem.runtime.ray.watch import Checks, Watch
+from tandem.runtime.room import make_room
+from tandem.runtime.turns import Turns, afresh
 from tandem.sync import SharedSync
 
 log = get_logger("run")
@@ -66,9 +66,9 @@ def build_halves(
     device = "cuda" if "GPU" in devices.bundle else "cpu"
     dtype = str(dtype_of(cfg.model.dtype, device)).removeprefix("torch.")
     if cfg.engine.rollout_engine == "sglang" and not cfg.debug.debug_train_only:
-        held_out, trainers_of = known.opened.held_out, partial(build_trainers, parts)
+        held_out, trainers_of = known.opened.held_out, partial(build_trainers, parts, known, device)
         return beside_servers(cfg, placement, devices, dtype, held_out, trainers_of, stack)
-    trainers = build_trainers(parts) if placement.num_trainers else None
+    trainers = build_trainers(parts, known, device) if placement.num_trainers else None
     engines = build_engines(parts, trainers) if placement.engines else None
     return Halves(
         trainer=IdleTrainer(None, Layout()) if trainers is None else trainers,
@@ -93,13 +93,18 @@ def health_checks(cfg: Config) -> Checks | None:
     )
 
 
-def build_trainers(parts: Parts) -> TrainerFleet:
-    """A rank on each of the first devices."""
+def build_trainers(parts: Parts, known: Known, device: str) -> TrainerFleet:
+    """A rank on each of the first devices; where engines come there too, it has made room."""
     names = [f"trainer rank {rank}" for rank in range(parts.placement.num_trainers)]
     workers = parts.start({name: rank for rank, name in enumerate(names)}, trains=True)
     hosts = [parts.crew.where[name].address for name in names]
     warn_of_split_hosts(hosts, parts.recipe.cfg.cluster.actor_num_gpus_per_node or 1, log.warning)
-    return TrainerFleet(workers, names, parts.recipe, parts.watch)
+    trainers = TrainerFleet(workers, names, parts.recipe, parts.watch)
+    if parts.placement.is_shared:
+        cfg = parts.recipe.cfg
+        has_weights = cfg.engine.rollout_engine == "sglang" or not trainers.lends
+        make_room(cfg, known, trainers, trainers.rooms, device, has_weights=has_weights)
+    return trainers
 
 
 def build_sync(trainers: TrainerFleet | None, engines: EngineFleet | None, dtype: str) -> Sync:
@@ -115,14 +120,13 @@ def build_devices(
     """Whose turn it is on shared devices."""
     if engines is None:
         return Devices()
-    gives_back = parts.recipe.cfg.cluster.offload_rollout and device == "cuda"
-    if trainers is None or not parts.placement.is_shared or not gives_back:
+    if trainers is None or not parts.placement.is_shared:
         return Devices(sampling=partial(afresh, engines))
-    return Turns(trainers, engines, log.info).devices()
-
-
-@contextmanager
-def afresh(engines: EngineFleet) -> Iterator[None]:
-    """The engines forget cached prefixes before each round; see `runtime.devices.start_afresh`."""
-    engines.forget()
-    yield
+    return Turns(
+        trainers,
+        engines,
+        log.info,
+        measure=engines.memories,
+        caches_sleep=bool(parts.recipe.cfg.cluster.offload_rollout) and device == "cuda",
+        moves_state=trainers.is_asleep,
+    ).devices()

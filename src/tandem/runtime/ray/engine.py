@@ -28,7 +28,7 @@ from tandem.runtime.building import device_of
 from tandem.runtime.ray.ends import Receiver
 from tandem.runtime.ray.mailbox import Answer, Mailbox
 from tandem.runtime.ray.rank import Rank, Recipe, Seat, another_mesh, meet
-from tandem.runtime.ray.turns import Memory
+from tandem.runtime.turns import Memory, memory_of
 from tandem.runtime.weights import fill
 from tandem.types import EngineStats, Request, Weights
 
@@ -150,8 +150,7 @@ class EngineSide:
 
     def memory(self) -> Memory:
         """Of its device."""
-        free, total = torch.cuda.mem_get_info(self._device)
-        return Memory(free=free, total=total)
+        return memory_of(self._device)
 
     def stats(self) -> EngineStats:
         """What it does now, and counts since it was made."""

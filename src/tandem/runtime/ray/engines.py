@@ -14,8 +14,8 @@ from tandem.observe import get_logger
 from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.carriers import Carrier
 from tandem.runtime.ray.line import Asked, Line
-from tandem.runtime.ray.turns import Memory
 from tandem.runtime.ray.watch import Watch
+from tandem.runtime.turns import Memory
 from tandem.types import Completion, EngineStats, Request, Weights
 
 log = get_logger("engine")
@@ -302,10 +302,6 @@ class EngineFleet:
     def memories(self) -> list[Memory]:
         """Of each engine's device."""
         return self._sample("memory")
-
-    def is_busy(self) -> bool:
-        """Whether requests are live."""
-        return any(line.num_asked for line in self.lines)
 
     def all_stats(self) -> list[EngineStats]:
         """What each engine does now."""

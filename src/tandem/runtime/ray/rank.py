@@ -1,6 +1,5 @@
 """One rank of the trainer: what a process builds of a recipe, and the verbs that a fleet calls."""
 
-import gc
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from tandem.parallel import Layout, Mesh, Sizes, make_mesh
 from tandem.runtime.algorithm import load_hooks, teacher_parts
 from tandem.runtime.building import device_of
 from tandem.runtime.ray.ends import Sender
+from tandem.runtime.room import Room, room_of
 from tandem.runtime.weights import policy_parts, reference_parts
 from tandem.train import build_trainer
 from tandem.types import COLUMNS, Batch, Canary, Group, StepStats, Weights
@@ -229,11 +229,21 @@ class Rank:
         """A digest of every tensor that a checkpoint holds."""
         return self.trainer.state_digest()
 
+    def room(self) -> Room:
+        """What this process sees of its device and host."""
+        return room_of(self.trainer, self.device)
+
     def trim(self) -> None:
         """Gives back what the trainer holds of the device and does not use."""
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.trainer.trim()
+
+    def sleep(self) -> None:
+        """Has the optimizers' state wait in host memory."""
+        self.trainer.sleep()
+
+    def wake(self) -> None:
+        """Has it come back."""
+        self.trainer.wake()
 
     def close(self) -> None:
         """Leaves the process group."""

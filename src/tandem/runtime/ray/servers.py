@@ -92,7 +92,7 @@ def beside_servers(
         engine=engine,
         holds=None,
         sync=build_server_sync(cfg, engine, trainers, place.dtype),
-        devices=server_devices(cfg, engine, place),
+        devices=server_devices(engine, place, trainers),
         dtype=place.dtype,
     )
 

@@ -1,5 +1,6 @@
 """All ranks of the trainer as one."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.rank import Proofs, Recipe, Seat
 from tandem.runtime.ray.watch import Watch
 from tandem.runtime.ray.worker import RankFacts
+from tandem.runtime.room import Room
 from tandem.types import Batch, Digests, Group, StepStats, Weights
 
 
@@ -35,7 +37,11 @@ class TrainerFleet:
         """Ranks in these processes, once all have met."""
         self.workers, self._names, self._watch = tuple(workers), list(names), watch
         self.by_name = dict(zip(names, self.workers, strict=True))
-        self._version: int | None = None  # of the weights as they are
+        self._version: int | None = None  # of the weights as they are, once that was said
+        self._num_learned = 0  # rollouts behind the weights, once every call so far is done
+        # ranks that work together want their calls in one order, and a repair of engines exports
+        self._order = threading.Lock()
+        self.is_asleep = False  # the optimizers' state waits in host memory
         self._is_lost = False  # a rank died or failed: the others may wait for it forever
         address = ray.get(workers[0].free_address.remote())
         seats = [
@@ -61,16 +67,18 @@ class TrainerFleet:
 
     def step_on(self, steps: Sequence[Sequence[Batch]]) -> StepStats:
         """One optimizer step for each inner list of batches, those of data rank 0 first."""
-        self._version = None
         size = self.layout.data_size
         shares = [
             ray.put([list(batches[_share(len(batches), size, rank)]) for batches in steps])
             for rank in range(size)
         ]
-        refs = [
-            worker.learn.remote("step_on", shares[data_rank])
-            for worker, data_rank in zip(self.workers, self._data_ranks, strict=True)
-        ]
+        with self._order:
+            self._version = None
+            self._num_learned += 1
+            refs = [
+                worker.learn.remote("step_on", shares[data_rank])
+                for worker, data_rank in zip(self.workers, self._data_ranks, strict=True)
+            ]
         stats: StepStats = self.answers(refs, "step_on")[0]
         num_tokens = sum(batch.num_tokens for batches in steps for batch in batches)
         return replace(stats, num_tokens=num_tokens)
@@ -81,7 +89,7 @@ class TrainerFleet:
         Digests of weights that ranks gather for engines are known once they did.
         """
         proofs: Proofs = self._call("prove", version)[0]
-        self._version = version
+        self._version = self._num_learned = version
         digests = proofs.digests
         return Weights(
             version=version,
@@ -93,17 +101,32 @@ class TrainerFleet:
 
     def export(self, version: int, bucket_bytes: int) -> list[Any] | None:
         """References to buckets of all weights; None if they are not `version` any more."""
-        if version != self._version:
-            return None
-        refs = [self.workers[0].export.remote(version, bucket_bytes), *self._walks(version)]
+        with self._order:
+            if version != self._version:
+                return None
+            refs = self._export(version, bucket_bytes)
         return self.answers(refs, "export weights")[0]
+
+    def newest(self, bucket_bytes: int) -> tuple[int, list[Any]]:
+        """The version of the weights after the step under way, if there is one, and references to
+        buckets of them; may be called while another thread waits for that step."""
+        with self._order:
+            version = self._num_learned
+            proofs = [worker.learn.remote("prove", version) for worker in self.workers]
+            refs = self._export(version, bucket_bytes)
+        self.answers(proofs, "prove")
+        return version, self.answers(refs, "export weights")[0]
+
+    def _export(self, version: int, bucket_bytes: int) -> list[Any]:
+        return [self.workers[0].export.remote(version, bucket_bytes), *self._walks(version)]
 
     def start_export(self, verb: str, version: int, *arguments: Any) -> list[Any]:
         """Calls to the first rank, which sends the weights so, and to those that give it parts."""
-        return [
-            self.workers[0].learn.remote(verb, version, *arguments),
-            *self._walks(version),
-        ]
+        with self._order:
+            return [
+                self.workers[0].learn.remote(verb, version, *arguments),
+                *self._walks(version),
+            ]
 
     def first(self, verb: str, *arguments: Any) -> Any:
         """What the first rank says."""
@@ -146,12 +169,27 @@ class TrainerFleet:
         """Of each rank, the digest of every tensor that it saves."""
         return self._call("state_digest")
 
+    def rooms(self) -> list[Room]:
+        """What each rank sees of its device and host."""
+        return self._call("room")
+
     def trim(self) -> None:
         """Gives back what the ranks hold of their devices and do not use."""
         self._call("trim")
 
+    def sleep(self) -> None:
+        """Has the optimizers' state wait in host memory."""
+        self._call("sleep")
+        self.is_asleep = True
+
+    def wake(self) -> None:
+        """Has it come back."""
+        self._call("wake")
+        self.is_asleep = False
+
     def _call(self, verb: str, *arguments: Any) -> list[Any]:
-        refs = [worker.learn.remote(verb, *arguments) for worker in self.workers]
+        with self._order:
+            refs = [worker.learn.remote(verb, *arguments) for worker in self.workers]
         return self.answers(refs, verb)
 
     def answers(self, refs: Sequence[Any], verb: str) -> list[Any]:

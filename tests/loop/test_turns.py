@@ -1,10 +1,21 @@
-"""Whether caches sleep while ranks train: decided from what is seen of the devices' memory."""
+"""Who sleeps when on shared devices: decided from what is seen of their memory."""
 
 import pytest
 
-from tandem.runtime.ray.turns import Memory, Turns
+from tandem.runtime.turns import Memory, Turns
+from tandem.types import EngineStats
 
 GB = 2**30
+IDLE = EngineStats(
+    version=0,
+    num_running=0,
+    num_waiting=0,
+    num_cache_blocks=0,
+    num_free_blocks=0,
+    num_generated_tokens=0,
+    num_prefill_tokens=0,
+    num_cached_tokens=0,
+)
 
 
 class Shared:
@@ -12,9 +23,6 @@ class Shared:
 
     def __init__(self, taken=10):
         self.taken, self.is_awake, self.done = taken, True, []
-
-    def trim(self):
-        self.done.append("trim")
 
     def forget(self):
         self.done.append("forget")
@@ -27,8 +35,8 @@ class Shared:
         self.done.append("wake")
         self.is_awake = True
 
-    def is_busy(self):
-        return False
+    def stats(self):
+        return IDLE
 
     def memories(self):
         return [Memory(free=(100 - self.taken - 40 * self.is_awake) * GB, total=100 * GB)]
@@ -37,6 +45,26 @@ class Shared:
 @pytest.fixture
 def said():
     return []
+
+
+class Ranks:
+    """Trains on a device: what it is told is written down with what the cache is told."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def trim(self):
+        self.device.done.append("trim")
+
+    def sleep(self):
+        self.device.done.append("state sleeps")
+
+    def wake(self):
+        self.device.done.append("state wakes")
+
+
+def turns_of(device, said, **how):
+    return Turns(Ranks(device), device, said.append, measure=device.memories, **how)
 
 
 def round_of(turns, device, taken):
@@ -52,7 +80,7 @@ def round_of(turns, device, taken):
 
 def test_caches_stay_where_training_leaves_room_for_them(said):
     device = Shared()
-    turns = Turns(device, device, said.append)
+    turns = turns_of(device, said)
     assert round_of(turns, device, 45) == ["trim", "wake", "forget", "sleep"]
     assert round_of(turns, device, 45) == ["wake", "forget"]
     assert round_of(turns, device, 45) == ["wake", "forget"]
@@ -62,7 +90,7 @@ def test_caches_stay_where_training_leaves_room_for_them(said):
 
 def test_caches_sleep_where_training_needs_their_room(said):
     device = Shared()
-    turns = Turns(device, device, said.append)
+    turns = turns_of(device, said)
     for _ in range(3):
         assert round_of(turns, device, 55) == ["trim", "wake", "forget", "sleep"]
     assert said[-1].endswith("caches sleep while ranks train")
@@ -70,8 +98,25 @@ def test_caches_sleep_where_training_needs_their_room(said):
 
 def test_caches_sleep_again_once_training_has_grown(said):
     device = Shared()
-    turns = Turns(device, device, said.append)
+    turns = turns_of(device, said)
     for taken in (45, 45, 55):
         round_of(turns, device, taken)
     assert round_of(turns, device, 55) == ["trim", "wake", "forget", "sleep"]
     assert said[-1].startswith("training has grown")
+
+
+def test_state_and_caches_give_way_in_turn_however_much_is_free(said):
+    device = Shared()
+    turns = turns_of(device, said, moves_state=True)
+    for _ in range(3):
+        wanted = ["state sleeps", "wake", "forget", "sleep", "state wakes"]
+        assert round_of(turns, device, 20) == wanted
+
+
+def test_caches_that_may_not_sleep_stay(said):
+    device = Shared()
+    turns = turns_of(device, said, caches_sleep=False)
+    assert [round_of(turns, device, 55) for _ in range(2)] == [["forget"]] * 2
+    moving = turns_of(device, said, caches_sleep=False, moves_state=True)
+    assert round_of(moving, device, 55) == ["state sleeps", "forget", "state wakes"]
+    assert not said

@@ -1,11 +1,14 @@
-"""Whose turn it is on devices that ranks and engines share."""
+"""Whose turn it is on devices that a trainer and its engines share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from tandem.loop import Devices
+from tandem.types import EngineStats
 
 SPARE = 0.1
 """Share of a device that must stay free before caches are left there while ranks train: a later
@@ -23,11 +26,27 @@ class Memory:
         return f"{self.free / 2**30:.2f} of {self.total / 2**30:.2f} GiB free"
 
 
+def memory_of(device: torch.device) -> Memory:
+    """What the driver says now."""
+    free, total = torch.cuda.mem_get_info(device)
+    return Memory(free=free, total=total)
+
+
 class Ranks(Protocol):
     """What trains."""
 
+    @property
+    def is_asleep(self) -> bool:
+        """Whether the optimizers' state waits in host memory."""
+
     def trim(self) -> None:
-        """Gives back what the ranks hold of their devices and do not use."""
+        """Gives back what is held of the devices and not used."""
+
+    def sleep(self) -> None:
+        """Has the optimizers' state wait in host memory, and trims."""
+
+    def wake(self) -> None:
+        """Has the optimizers' state come back."""
 
 
 class Engines(Protocol):
@@ -42,27 +61,52 @@ class Engines(Protocol):
     def wake(self) -> None:
         """Makes the caches again."""
 
-    def is_busy(self) -> bool:
-        """Whether requests are live."""
+    def stats(self) -> EngineStats:
+        """How many requests are live, among other things."""
 
-    def memories(self) -> Sequence[Memory]:
-        """Of each engine's device."""
+
+@contextmanager
+def afresh(engines: Engines) -> Iterator[None]:
+    """Engines forget cached prefixes before each round.
+
+    What an evaluation left there would change the rounding of the rollout that follows it, and a
+    run that resumes between the two has no such prefixes.
+    """
+    engines.forget()
+    yield
 
 
 class Turns:
-    """Has the caches sleep while the ranks train, until it has seen that there is room for both.
+    """Has caches sleep while ranks train, until it has seen that there is room for both.
 
     The first round and the training after it are measured: what sleeping gave back must fit into
     what training left free at its most (torch keeps that much), and a tenth of the device beside
     it. From then on nothing is moved, unless training grows into that tenth.
+
+    Where optimizer state waits in host memory while engines sample (`moves_state`), there is no
+    such room: each side gives way in turn.
     """
 
-    def __init__(self, ranks: Ranks, engines: Engines, say: Callable[[str], None]) -> None:
-        """`say` takes a sentence about memory."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        engines: Engines,
+        say: Callable[[str], None],
+        *,
+        measure: Callable[[], Sequence[Memory]],
+        caches_sleep: bool = True,
+        moves_state: bool = False,
+    ) -> None:
+        """`say` takes a sentence about memory, `measure` gives that of each engine's device.
+
+        Without `caches_sleep` caches are there all the time.
+        """
         self._ranks, self._engines, self._say = ranks, engines, say
+        self._measure, self._moves_state = measure, moves_state
         self._caches: list[int] | None = None  # bytes that sleeping gave back
         self._has_trained = False  # since the caches fell asleep
-        self._stays = False  # the caches are there while ranks train
+        self._is_settled = not caches_sleep  # by a flag, not by what was measured
+        self._stays = self._is_settled  # the caches are there while ranks train
 
     def devices(self) -> Devices:
         """The contexts that the loop does its work in."""
@@ -70,32 +114,38 @@ class Turns:
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Takes note that memory was used."""
+        """The optimizer's state is there or on its way; takes note that memory was used."""
+        if self._moves_state:
+            self._ranks.wake()
         yield
         self._has_trained = True
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """The caches are there and as new."""
-        if self._has_trained:
+        if self._has_trained and not (self._moves_state or self._is_settled):
             self._decide()
-        if not self._stays:
+        if self._moves_state:
+            self._ranks.sleep()
+        elif not self._stays:
             self._ranks.trim()
-        self._engines.wake()
+        if not self._is_settled:
+            self._engines.wake()
         self._engines.forget()
         try:
             yield
         finally:
-            if not self._stays and not self._engines.is_busy():
+            stats = self._engines.stats()
+            if not (self._stays or stats.num_running or stats.num_waiting):
                 self._sleep()
 
     def _sleep(self) -> None:
         if self._caches is not None:
             self._engines.sleep()
             return
-        before = self._engines.memories()
+        before = self._measure()
         self._engines.sleep()
-        after = self._engines.memories()
+        after = self._measure()
         self._caches = [
             asleep.free - awake.free for asleep, awake in zip(after, before, strict=True)
         ]
@@ -109,7 +159,7 @@ class Turns:
         """Whether caches stay; measured once training has taken what it takes."""
         if self._caches is None:
             return
-        now = self._engines.memories()
+        now = self._measure()
         caches = [0] * len(now) if self._stays else self._caches
         has_room = all(
             one.free - cache >= SPARE * one.total for one, cache in zip(now, caches, strict=True)
