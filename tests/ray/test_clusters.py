@@ -13,7 +13,7 @@ NODES = Path(__file__).with_name("two_nodes.py")
 SUBMITS = Path(__file__).with_name("submits.py")
 
 
-def test_ranks_and_engines_on_two_nodes_and_too_few_of_them(tiny, tmp_path):
+def test_ranks_engines_and_servers_on_two_nodes_and_too_few_of_them(tiny, tmp_path):
     def on_two_nodes(words):
         argv = tiny.argv(tmp_path, words, num_rollout=1)
         command = [sys.executable, str(NODES), *argv]
@@ -25,6 +25,10 @@ def test_ranks_and_engines_on_two_nodes_and_too_few_of_them(tiny, tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     # the first node's devices come first: a rank and a rank, then the engines
     assert told["nodes"] == [0, 0, 1, 1]
+    # an engine of the far node, and one whose devices lie on both; each was killed and came back
+    assert told["servers"]["near"] == [[False], [False, True]]
+    assert told["servers"]["logs"] == ["sglang_0.log", "sglang_1.log", "sglang_1_1.log"]
+    assert told["servers"]["restarts"] == [1, 1]
     assert told["too few"].startswith("this run asks for 6 devices: 2 that train")
     assert "the cluster has 4 CPUs on 2 hosts" in told["too few"]
     assert told["seconds"] < 10

@@ -2,23 +2,76 @@
 
     python tests/ray/two_nodes.py FLAGS...
 
-The last line of standard output is JSON: the node of each device in order, what the second run was
-told, and after how many seconds.
+In between, SGLang servers that only speak as such start on both nodes. The last line of standard
+output is JSON: the node of each device in order, what became of the servers, what the second run
+was told, and after how many seconds.
 """
 
+import importlib.util
 import json
 import os
 import sys
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from tandem.config import load_config
-from tandem.errors import ResourceError
+from tandem.engine.sglang.launch import Place
+from tandem.errors import EngineError, ResourceError
 from tandem.runtime import run
 from tandem.runtime.ray.cluster import ADDRESS, joined, reserved
+from tandem.runtime.ray.far import Hosts
+from tandem.runtime.ray.placement import Placement
+from tandem.runtime.ray.servers import look_at, spots_of
+from tandem.runtime.servers import with_servers
+
+FAKE = Path(__file__).parents[1] / "sglang" / "fake.py"
+
+
+def until(holds, timeout_s=60.0):
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s, "it never came to hold"
+        time.sleep(0.05)
+
+
+def serve(argv, devices, folder):
+    """Where a server on the far node and one that spans both nodes run, and how they end."""
+    spec = importlib.util.spec_from_file_location("sglang_fake", FAKE)
+    fake = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fake)
+    words = f"--rollout-engine sglang --sglang-python {fake.interpreter(folder)} --colocate"
+    cfg = load_config([*argv, *words.split()])
+    driver = ray.get_runtime_context().get_node_id()
+    for far in (0, 3):  # the nodes come in no order that is known here
+        engines = (range(far, far + 1), range(1, 3))
+        placement = Placement(num_devices=4, num_trainers=0, engines=engines)
+        spots = spots_of(placement, look_at(placement, devices), driver)
+        if spots[0][0].node != driver:
+            break
+    place = Place(dtype="float32", is_cpu=True, engines=spots, shares_device=True, largest_batch=8)
+    with ExitStack() as stack:
+        hosts = Hosts(driver)
+        stack.callback(hosts.close)
+        _, engine = with_servers(cfg, place, stack, lambda: None, hosting=hosts.process)
+        line = engine.fleet.line
+        told = {
+            "near": [sorted(spot.node == driver for spot in engine) for engine in spots],
+            "restarts": [],
+            "logs": sorted(log.name for log in folder.glob("logs/*.log")),
+        }
+        for member in engine.fleet.members:
+            before = member.server.url
+            try:
+                line.run(member.server.post("/crash", {}))
+            except EngineError:  # it is gone in the middle of it
+                until(lambda: member.server.url != before and member.is_up)  # noqa: B023
+            told["restarts"].append(member.num_restarts)
+    return told
 
 
 def main(argv):
@@ -27,10 +80,12 @@ def main(argv):
     )
     cluster.add_node(num_cpus=2)
     os.environ[ADDRESS] = cluster.address
-    run(load_config(argv))
+    cfg = load_config(argv)
+    run(cfg)
     with joined(4, "cpu"), reserved(4, "four devices", is_gpu=False) as devices:
         nodes = placement_group_table(devices.group)["bundles_to_node_id"]
         order = [nodes[bundle] for bundle in devices.bundles]
+        servers = serve(argv, devices, Path(cfg.observe.run_dir))
     begin_s = time.monotonic()
     told = ""
     try:
@@ -39,6 +94,7 @@ def main(argv):
         told = str(error)
     answer = {
         "nodes": [sorted(set(order)).index(node) for node in order],
+        "servers": servers,
         "too few": told,
         "seconds": time.monotonic() - begin_s,
     }
