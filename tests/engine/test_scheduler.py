@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tandem.engine.torch.core import Core
@@ -112,7 +112,35 @@ def loads(draw):
     )
 
 
+def all_end_for_want_of_a_block():
+    """Two sequences hold every block when their last tokens, not taken yet, have ended both."""
+    prompts = {"first": [0], "second": [2, 2, 0, 1]}
+    requests = [
+        Request(
+            id=name,
+            tokens_T=np.array(prompt, dtype=np.int32),
+            sampling=Sampling(max_new_tokens=11 if name == "second" else 10),
+            key=SampleKey(seed=0, prompt=0, sample=int(name == "second")),
+            group=None,
+        )
+        for name, prompt in prompts.items()
+    ]
+    return SimpleNamespace(
+        requests=requests,
+        arrivals=[0, 2],
+        num_blocks=21,
+        block_size=1,
+        num_slots=2,
+        prefill_tokens=4,
+        is_late=True,
+        aborted=None,
+        abort_step=0,
+        update_step=0,
+    )
+
+
 @settings(max_examples=400, deadline=None)
+@example(all_end_for_want_of_a_block())
 @given(loads())
 def test_everything_ends_with_its_own_tokens_and_all_blocks_come_back(load):
     core = Core(

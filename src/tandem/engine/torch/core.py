@@ -76,6 +76,8 @@ class Core:
         if self.scheduler.num_blocks_wanted() > self.pool.num_available:
             # what has ended gives its blocks back: then perhaps nobody must be preempted
             self.drain()
+            if not self._live:
+                return
         plan = self.scheduler.plan()
         assert self._launched or not plan.is_empty, "requests are live, yet none can go on"
         earlier, self._launched = self._launched, self._launch(plan)
