@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tandem.config.config import Config
+from tandem.config.engines import is_sglang_here
 from tandem.config.fields import flag_of
 from tandem.config.given import Given, grouped
 from tandem.config.no_effect import without_effect
@@ -25,7 +26,7 @@ def load_config(argv: Sequence[str]) -> Config:
 def read_config(argv: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
     """The settings as far as they can be read, and everything that is wrong with them."""
     given = parse(argv)
-    cfg, failures = resolve(given)
+    cfg, failures = resolve(given, has_sglang=is_sglang_here())
     notes = given.without_effect | without_effect(cfg)
     cfg = replace(cfg, notes=grouped(notes, "no effect, because "))
     ruled = [line for line in (*failures, *check(cfg)) if not _follows(given, line)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from tandem.config.config import SECTIONS, Config, Passthrough
 from tandem.config.draft import Draft
+from tandem.config.engines import choose_engine
 from tandem.config.eval_sets import eval_sets
 from tandem.config.given import Given
 
@@ -32,8 +33,10 @@ ENDLESS_ROLLOUT = "fully_async_rollout.generate_rollout_fully_async"
 SFT_ROLLOUT = "slime.rollout.sft_rollout.generate_rollout"
 
 
-def resolve(given: Given) -> tuple[Config, tuple[str, ...]]:
+def resolve(given: Given, *, has_sglang: bool = False) -> tuple[Config, tuple[str, ...]]:
     """The whole configuration, and what is wrong with the evaluation sets.
+
+    `has_sglang`: whether this interpreter could start SGLang's servers.
 
     Nothing is refused here (`rules`), no file is read, and nothing writes a Config afterwards.
     """
@@ -41,6 +44,7 @@ def resolve(given: Given) -> tuple[Config, tuple[str, ...]]:
     _function_names(draft)
     _algorithm_names(draft)
     _debugging(draft)
+    choose_engine(draft, {"sglang": given.sglang, "router": given.router}, has_sglang=has_sglang)
     _placement(draft)
     _lengths(draft)
     _batches(draft)
@@ -128,13 +132,9 @@ def _placement(draft: Draft) -> None:
     draft.fill("actor_num_gpus_per_node", 1, "one process")
     draft.fill("num_gpus_per_node", draft["actor_num_gpus_per_node"], "actor_num_gpus_per_node")
     num_trainers = draft["actor_num_nodes"] * draft["actor_num_gpus_per_node"]
-    if draft["rollout_engine"] == "auto" and draft["rollout_external_engine_addrs"]:
-        draft.put("rollout_engine", "sglang", "rollout_external_engine_addrs")
     if draft["runtime"] == "auto":
         is_one = _num_devices(draft, num_trainers) <= 1
         draft.put("runtime", "local" if is_one else "ray", "the number of devices")
-    if draft["rollout_engine"] == "auto":
-        draft.put("rollout_engine", "torch", "runtime")
     if draft["debug_rollout_only"] and draft["colocate"]:
         draft.put("colocate", False, "debug_rollout_only")
     is_shared = draft["colocate"] or draft["runtime"] == "local"

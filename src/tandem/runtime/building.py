@@ -13,6 +13,7 @@ import torch
 from tandem.algo import NO_HOOKS, Hooks
 from tandem.checkpoint.find import Found
 from tandem.config import Config, check_expectations, complete, flat
+from tandem.config.engines import who_samples
 from tandem.contracts import Engine, Evaluator, Sampler, Sync, Trainer
 from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
 from tandem.errors import ConfigError
@@ -235,6 +236,7 @@ def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
         log.warn(found.message)
     else:
         log.note(found.message)
+    log.note(who_samples(cfg))
     for note in cfg.notes:
         log.note(note)
     if 0 < num_rollout <= start:

@@ -118,7 +118,7 @@ class EngineConfig:
     """Engine"""
 
     rollout_engine: Literal["auto", "torch", "sglang"] = "auto"
-    """Embedded engine (`torch`) or SGLang servers; `auto`: torch in one process."""
+    """Embedded engine (`torch`) or SGLang servers; `auto`: servers if a flag is for them alone."""
     engine_max_running: int = 256
     """Sequences that one engine decodes together."""
     engine_block_size: int = 16
