@@ -43,9 +43,8 @@ def product(
     tile: dict[str, int] | None = None,
 ) -> Tensor:
     """`x_TD @ weight_OD.T + bias_O`, without autograd; `tile` as `_tile` gives it."""
-    x = x_TD.reshape(-1, x_TD.shape[-1])
+    x, weight_OD = _with_rows(x_TD.reshape(-1, x_TD.shape[-1])), _with_rows(weight_OD)
     (rows, inner), outputs = x.shape, len(weight_OD)
-    assert x.stride(1) == 1 and weight_OD.stride(1) == 1, "rows of a product must be contiguous"
     y = x.new_empty(rows, outputs, dtype=out_dtype)
     tile = tile or _tile(rows, x.dtype)
     if y.numel():
@@ -56,6 +55,11 @@ def product(
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32", **tile,
         )  # fmt: skip
     return y.view(*x_TD.shape[:-1], outputs)
+
+
+def _with_rows(matrix: Tensor) -> Tensor:
+    """The matrix with rows that lie in one piece."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
 def few_rows_product(
@@ -69,7 +73,7 @@ def few_rows_product(
     (rows, inner), outputs = x_TD.shape, len(weight_OD)
     tile_o, tile_d, stages = tile
     assert not (outputs % tile_o or inner % tile_d), "whole tiles of weights are read"
-    assert x_TD.stride(1) == 1 and weight_OD.stride(1) == 1, "rows of a product must be contiguous"
+    x_TD, weight_OD = _with_rows(x_TD), _with_rows(weight_OD)
     y = x_TD.new_empty(rows, outputs)
     _few_rows_tile[(outputs // tile_o,)](
         x_TD, weight_OD, y, rows, outputs, x_TD.stride(0), weight_OD.stride(0), INNER=inner,
