@@ -96,6 +96,7 @@ def _story(engine: TorchEngine, wire=None) -> dict:
     engine.update(_new_weights())
     told["after"] = engine.generate(_requests(7))
     told["new digest"] = engine.state_digest()
+    told["new weights"] = {name: tensor.clone() for name, tensor in engine.named()}
     try:
         engine.update(_new_weights(lacks="model.layers.1.self_attn.k_proj.weight"))
     except SyncError as error:
@@ -164,6 +165,9 @@ def test_canary_digests_and_refusals_are_those_of_one_process(found, alone):
     np.testing.assert_allclose(found[0]["canary"], alone["canary"], rtol=1e-5, atol=1e-6)
     assert found[0]["digest"] == alone["digest"] != alone["new digest"]
     assert found[0]["new digest"] == alone["new digest"]
+    assert found[0]["new weights"].keys() == alone["new weights"].keys()
+    for name, tensor in found[0]["new weights"].items():
+        assert tensor.equal(alone["new weights"][name])
     assert "did not come" in alone["refusal"] and found[0]["refusal"] == alone["refusal"]
 
 

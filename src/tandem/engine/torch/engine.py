@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -226,19 +226,27 @@ class TorchEngine:
 
     def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
         """A digest of every tensor it samples with, by Hugging Face name, or as it is stored."""
-        if as_stored and self._decoder.part.mesh.tensor.size == 1:
-            return digest_all(self._decoder.named_parameters())
-        return self.whole_digest(as_stored)
+        return digest_all(self.named(as_stored=as_stored))
 
-    def whole_digest(self, as_stored: bool) -> Mapping[str, int]:
-        """What `state_digest` says, of tensors that all ranks gather."""
-        self._say("whole_digest", as_stored)
+    def named(self, *, as_stored: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor it samples with, whole, by Hugging Face name, or as it is stored.
+
+        Several ranks gather one at a time, before the next step: all of them must be taken.
+        """
+        self._say("walk")
+        whole = self._whole()
+        yield from whole if as_stored else to_hugging_face(self._decoder.shape, whole)
+
+    def walk(self) -> None:
+        """Takes this rank's part in the first rank's `named`."""
+        for _ in self._whole():
+            pass
+
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
         shards, mesh = self._decoder.shards(), self._decoder.part.mesh
-        whole = (
-            (name, gather_whole(tensor.detach(), shards[name], mesh))
-            for name, tensor in self._decoder.named_parameters()
-        )
-        return digest_all(whole if as_stored else to_hugging_face(self._decoder.shape, whole))
+        for name, parameter in self._decoder.named_parameters():
+            tensor = parameter.detach()
+            yield name, tensor if mesh.sizes.is_whole else gather_whole(tensor, shards[name], mesh)
 
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """The log-prob of each token given those before it, `[T]`, 0 at the first; through the
