@@ -1,6 +1,7 @@
 import pytest
 
-from tandem.data import Question, Template, load_tokenizer
+from tandem.data.chat import Template, load_tokenizer
+from tandem.data.questions import Question
 from tandem.errors import ConfigError, DataError
 
 MESSAGES = [{"role": "user", "content": "How many dogs?"}]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.data.questions import Columns, questions_of
+from tandem.config import DataConfig
+from tandem.data.questions import questions_of
 from tandem.data.read import read_table, split_slice
 from tandem.errors import DataError
 
@@ -39,14 +40,14 @@ def numbered(folder, count):
 
 
 def numbers(spec):
-    return [row.fields["n"] for row in read_table(spec).rows]
+    return [row.fields["n"] for row in read_table(spec)]
 
 
 def test_rows_come_with_the_line_they_stand_on_and_blank_lines_do_not_count(tmp_path):
     path = write(tmp_path, json.dumps(GSM8K[0]), "", "   ", json.dumps(GSM8K[1]))
     table = read_table(path)
-    assert [row.line for row in table.rows] == [1, 4]
-    assert [row.fields for row in table.rows] == GSM8K
+    assert [row.where for row in table] == [f"{path}, line 1", f"{path}, line 4"]
+    assert [row.fields for row in table] == GSM8K
 
 
 @given(
@@ -90,14 +91,13 @@ def test_a_broken_line_names_file_line_and_fault(tmp_path, line, what):
     assert what in str(caught.value)
     assert "--skip-bad-lines" in str(caught.value)
     skipped = read_table(path, skip_bad_lines=True)
-    assert [row.fields["n"] for row in skipped.rows] == [0, 2]
-    assert skipped.num_bad_lines == 1
+    assert [row.fields["n"] for row in skipped] == [0, 2]
 
 
 def test_bytes_that_are_no_text_are_a_broken_line_and_a_byte_order_mark_is_none(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"n": 0}\r\n{"n": "\xff"}\n')
-    assert read_table(str(path), skip_bad_lines=True).rows[0].fields == {"n": 0}
+    assert read_table(str(path), skip_bad_lines=True)[0].fields == {"n": 0}
     with pytest.raises(DataError, match="line 2: not UTF-8"):
         read_table(str(path))
 
@@ -105,7 +105,7 @@ def test_bytes_that_are_no_text_are_a_broken_line_and_a_byte_order_mark_is_none(
 def test_a_unicode_line_separator_inside_a_string_ends_no_line(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"n": "a\u2028b"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert [row.fields["n"] for row in read_table(str(path)).rows] == ["a\u2028b"]
+    assert [row.fields["n"] for row in read_table(str(path))] == ["a\u2028b"]
 
 
 def test_a_missing_file_another_suffix_and_an_empty_file_are_said(tmp_path):
@@ -120,9 +120,10 @@ def test_a_missing_file_another_suffix_and_an_empty_file_are_said(tmp_path):
 def test_parquet_reads_as_the_same_rows_with_slices(tmp_path):
     path = str(tmp_path / "data.parquet")
     pq.write_table(pa.Table.from_pylist(GSM8K * 3), path)
-    assert [row.fields for row in read_table(path).rows] == GSM8K * 3
-    assert [row.fields for row in read_table(path + "@[-1:]").rows] == [GSM8K[1]]
-    assert [row.line for row in read_table(path + "@[2:4]").rows] == [3, 4]
+    assert [row.fields for row in read_table(path)] == GSM8K * 3
+    assert [row.fields for row in read_table(path + "@[-1:]")] == [GSM8K[1]]
+    window = [row.where for row in read_table(path + "@[2:4]")]
+    assert window == [f"{path}, row 3", f"{path}, row 4"]
 
 
 def test_a_file_that_is_no_parquet_is_said(tmp_path):
@@ -141,20 +142,19 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 def test_a_missing_key_names_the_keys_that_are_there(tmp_path):
     table = read_table(write(tmp_path, json.dumps(GSM8K[0])))
     with pytest.raises(DataError) as caught:
-        questions_of(table, Columns(input="question"))
+        questions_of(table, DataConfig(input_key="question"))
     assert "line 1 has no key 'question'; its keys are: 'prompt', 'label', 'source'" in str(
         caught.value
     )
     with pytest.raises(DataError, match=r"'answer'.*--label-key"):
-        questions_of(table, Columns(input="prompt", label="answer"))
+        questions_of(table, DataConfig(input_key="prompt", label_key="answer"))
 
 
-def test_rows_without_a_key_are_counted_when_asked_unless_all_are(tmp_path):
+def test_rows_without_a_key_are_left_out_when_asked_unless_all_are(tmp_path):
     table = read_table(write(tmp_path, '{"input": "a"}', '{"other": 1}'))
-    questions, num_skipped = questions_of(table, Columns(), skip_bad_lines=True)
-    assert (len(questions), num_skipped) == (1, 1)
+    assert len(questions_of(table, DataConfig(), skip_bad_lines=True)) == 1
     with pytest.raises(DataError, match="no key 'inputs'"):
-        questions_of(table, Columns(input="inputs"), skip_bad_lines=True)
+        questions_of(table, DataConfig(input_key="inputs"), skip_bad_lines=True)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_rows_without_a_key_are_counted_when_asked_unless_all_are(tmp_path):
 def test_a_value_of_the_wrong_kind_is_an_error_with_its_line(tmp_path, row):
     table = read_table(write(tmp_path, json.dumps(row)))
     with pytest.raises(DataError, match=r"data\.jsonl, line 1"):
-        questions_of(table, Columns())
+        questions_of(table, DataConfig())
 
 
 def test_tools_and_metadata_may_be_json_strings_and_tools_reach_the_metadata(tmp_path):
@@ -184,13 +184,12 @@ def test_tools_and_metadata_may_be_json_strings_and_tools_reach_the_metadata(tmp
         {"input": "a", "tools": json.dumps(tools), "metadata": '{"level": 3}'},
     ]
     table = read_table(write(tmp_path, *map(json.dumps, rows)))
-    questions, _ = questions_of(table, Columns())
-    for question in questions:
+    for question in questions_of(table, DataConfig()):
         assert question.tools == tools
         assert question.metadata == {"level": 3, "tools": tools}
 
 
 def test_label_is_read_only_when_its_column_is_named(tmp_path):
     table = read_table(write(tmp_path, json.dumps(GSM8K[0])))
-    assert questions_of(table, Columns(input="prompt"))[0][0].label is None
-    assert questions_of(table, Columns(input="prompt", label="label"))[0][0].label == "18"
+    assert questions_of(table, DataConfig(input_key="prompt"))[0].label is None
+    assert questions_of(table, DataConfig(input_key="prompt", label_key="label"))[0].label == "18"

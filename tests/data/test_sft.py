@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tandem.data import mask_conversation, mask_question, mask_response
+from tandem.data.sft import mask_conversation, mask_question, mask_response
 from tandem.errors import ConfigError, DataError
 from tandem.types import Prompt
 

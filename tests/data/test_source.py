@@ -95,7 +95,6 @@ def test_the_same_data_at_another_path_may_be_restored(tmp_path):
 def test_long_prompts_are_dropped_and_counted_in_order(tmp_path):
     rows = [{"input": "x" * length, "label": length} for length in (3, 9, 5, 6, 4)]
     source = source_of(data(tmp_path, rows), rollout_max_prompt_len=5)
-    assert source.num_dropped_long == 2
     assert source.prompts_per_epoch == 3
     assert labels(source.take(4)) == [3, 5, 4, 3]
     with pytest.raises(DataError, match="the shortest has 3"):
@@ -114,14 +113,13 @@ def test_long_message_lists_are_dropped_too(tmp_path, tokenizer):
         rollout_max_prompt_len=100,
     )
     source = PromptSource(cfg, tokenizer)
-    assert source.num_dropped_long == 1
     assert labels(source.take(2)) == [1, 1]
 
 
-def test_skipped_lines_are_counted(tmp_path):
+def test_lines_that_cannot_be_read_are_left_out_when_asked(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"input": "a", "label": 1}\nbroken\n{"label": 2}\n')
-    assert source_of(str(path), skip_bad_lines=True).num_skipped_lines == 2
+    assert source_of(str(path), skip_bad_lines=True).prompts_per_epoch == 1
 
 
 def test_messages_without_a_template_stop_at_the_start(tmp_path):
@@ -160,10 +158,9 @@ def test_an_evaluation_set_reads_its_own_keys_and_lays_its_settings_over_the_met
         max_prompt_len=6,
     )
     held_out = load_eval_prompts(cfg, Letters())
-    assert held_out.num_dropped_long == 1
-    assert [prompt.index for prompt in held_out.prompts] == [0]
-    assert held_out.prompts[0].label == "1"
-    assert held_out.prompts[0].metadata == {
+    assert [prompt.index for prompt in held_out] == [0]
+    assert held_out[0].label == "1"
+    assert held_out[0].metadata == {
         "level": 2,
         "rm_type": "math",
         "custom_rm_path": "pkg.fn",

@@ -6,20 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tandem.data.read import Row, Table
+from tandem.config import DataConfig, EvalSet
+from tandem.data.read import Row
 from tandem.errors import DataError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Columns:
-    """The names of the columns that are read; a label is read when it has a name."""
-
-    input: str = "input"
-    label: str | None = None
-    metadata: str = "metadata"
-    tools: str = "tools"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,46 +25,46 @@ class Question:
 
 
 def questions_of(
-    table: Table, columns: Columns, *, skip_bad_lines: bool = False
-) -> tuple[tuple[Question, ...], int]:
-    """The questions of a table and the number of rows skipped.
+    rows: Sequence[Row], keys: DataConfig | EvalSet, *, skip_bad_lines: bool = False
+) -> tuple[Question, ...]:
+    """The questions of rows, from the columns that the settings name; a label only if they do.
 
     A row without a key that was asked for, or with a value of the wrong kind, raises DataError
     with file and line; under `skip_bad_lines` it is skipped, unless every row is like that.
     """
     questions: list[Question] = []
     first_fault: DataError | None = None
-    for row in table.rows:
+    for row in rows:
         try:
-            questions.append(_question(row, columns, table.where(row)))
+            questions.append(_question(row, keys))
         except DataError as fault:
             if not skip_bad_lines:
                 raise
             first_fault = first_fault or fault
-    num_skipped = len(table.rows) - len(questions)
     if first_fault is not None:
         if not questions:
             raise first_fault
+        num_skipped = len(rows) - len(questions)
         log.warning("%d rows were skipped; the first: %s", num_skipped, first_fault)
-    return tuple(questions), num_skipped
+    return tuple(questions)
 
 
-def _question(row: Row, columns: Columns, where: str) -> Question:
-    content = _content(_value(row, columns.input, "--input-key", where), columns.input, where)
+def _question(row: Row, keys: DataConfig | EvalSet) -> Question:
+    content = _content(_value(row, keys.input_key, "--input-key"), keys.input_key, row.where)
     label = None
-    if columns.label is not None:
-        label = _value(row, columns.label, "--label-key", where)
-    metadata = _metadata(row.fields.get(columns.metadata), columns.metadata, where)
-    tools = _tools(row.fields.get(columns.tools), columns.tools, where)
+    if keys.label_key is not None:
+        label = _value(row, keys.label_key, "--label-key")
+    metadata = _metadata(row, keys.metadata_key)
+    tools = _tools(row, keys.tool_key)
     if tools:
         metadata = {**metadata, "tools": tools}
-    return Question(content=content, label=label, metadata=metadata, tools=tools, where=where)
+    return Question(content=content, label=label, metadata=metadata, tools=tools, where=row.where)
 
 
-def _value(row: Row, key: str, flag: str, where: str) -> Any:
+def _value(row: Row, key: str, flag: str) -> Any:
     if key not in row.fields:
         present = ", ".join(map(repr, row.fields)) or "none"
-        raise DataError(f"{where} has no key {key!r}; its keys are: {present}; set {flag}")
+        raise DataError(f"{row.where} has no key {key!r}; its keys are: {present}; set {flag}")
     return row.fields[key]
 
 
@@ -102,31 +93,32 @@ def _check_text(text: str, key: str, where: str) -> None:
         ) from None
 
 
-def _metadata(value: Any, key: str, where: str) -> dict[str, Any]:
-    if isinstance(value, str) and value.strip():
-        value = _parsed(value, key, where)
-    if not value:
-        return {}
+def _metadata(row: Row, key: str) -> dict[str, Any]:
+    value = _parsed(row, key) or {}
     if not isinstance(value, Mapping):
-        raise DataError(f"{where}: {key!r} must be an object, not {_kind(value)}")
+        raise DataError(f"{row.where}: {key!r} must be an object, not {_kind(value)}")
     return dict(value)
 
 
-def _tools(value: Any, key: str, where: str) -> list[Mapping[str, Any]] | None:
-    if isinstance(value, str) and value.strip():
-        value = _parsed(value, key, where)
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise DataError(f"{where}: {key!r} must be a list of tools (or JSON of one), not {value!r}")
+def _tools(row: Row, key: str) -> list[Mapping[str, Any]] | None:
+    value = _parsed(row, key) or None
+    is_list = isinstance(value, list) and all(isinstance(tool, Mapping) for tool in value)
+    if value is not None and not is_list:
+        raise DataError(
+            f"{row.where}: {key!r} must be a list of tools (or JSON of one), not {value!r}"
+        )
     return value
 
 
-def _parsed(value: str, key: str, where: str) -> Any:
+def _parsed(row: Row, key: str) -> Any:
+    """The value under a key, read where it is JSON in a string."""
+    value = row.fields.get(key)
+    if not isinstance(value, str) or not value.strip():
+        return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {key!r} is a string that is not JSON ({error})") from None
+        raise DataError(f"{row.where}: {key!r} is a string that is not JSON ({error})") from None
 
 
 def _kind(value: Any) -> str:

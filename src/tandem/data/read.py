@@ -20,42 +20,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One record of a data file; `line` counts from 1 (for parquet: the row)."""
+    """One record of a data file; `where` names file and line (for parquet: the row), from 1 on."""
 
-    line: int
+    where: str
     fields: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """The rows of a file (or of a slice of it), and how many lines could not be read."""
-
-    path: str
-    rows: tuple[Row, ...]
-    num_bad_lines: int = 0
-
-    def where(self, row: Row) -> str:
-        """The place of a row, for messages: file and line."""
-        return place(self.path, row.line)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Broken:
     """A line that is no record, and why."""
 
-    line: int
+    where: str
     reason: str
 
 
-def place(path: str, line: int) -> str:
-    return f"{path}, {'row' if path.endswith('.parquet') else 'line'} {line}"
-
-
-def read_table(spec: str, *, skip_bad_lines: bool = False) -> Table:
+def read_table(spec: str, *, skip_bad_lines: bool = False) -> tuple[Row, ...]:
     """The rows that `path`, or `path@[start:stop]` with Python's slice rules, names.
 
     Blank lines do not count. A line that is no JSON object raises DataError with file and line,
-    or is counted when `skip_bad_lines` says so; the slice is taken of what can be read.
+    or is left out when `skip_bad_lines` says so; the slice is taken of what can be read.
     """
     path, window = split_slice(spec)
     file = Path(path)
@@ -80,22 +63,20 @@ def read_table(spec: str, *, skip_bad_lines: bool = False) -> Table:
                 bad.append(record)
             else:
                 raise DataError(
-                    f"{place(path, record.line)}: {record.reason}; "
-                    "mend the line, or pass --skip-bad-lines"
+                    f"{record.where}: {record.reason}; mend the line, or pass --skip-bad-lines"
                 )
 
     rows = tuple(_take(readable(), window))
     if bad:
         log.warning(
-            "%s: %d lines could not be read and were skipped; the first is line %d: %s",
-            path,
+            "%d lines could not be read and were skipped; the first is %s: %s",
             len(bad),
-            bad[0].line,
+            bad[0].where,
             bad[0].reason,
         )
     if not rows:
         raise DataError(f"{spec} holds no rows; check the file" + (" and the slice" * bool(window)))
-    return Table(path=path, rows=rows, num_bad_lines=len(bad))
+    return rows
 
 
 def split_slice(spec: str) -> tuple[str, slice | None]:
@@ -131,21 +112,22 @@ def _json_records(file: Path) -> Iterator[Row | Broken]:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")  # some editors write a byte order mark
             if raw.isspace() or not raw:
                 continue
+            where = f"{file}, line {line}"
             try:
                 fields = json.loads(raw)
             except UnicodeDecodeError as error:
-                yield Broken(line=line, reason=f"not UTF-8 text ({error.reason})")
+                yield Broken(where=where, reason=f"not UTF-8 text ({error.reason})")
             except json.JSONDecodeError as error:
                 near = f"column {error.colno} of {_shown(raw)}"
-                yield Broken(line=line, reason=f"not JSON: {error.msg} at {near}")
+                yield Broken(where=where, reason=f"not JSON: {error.msg} at {near}")
             except (ValueError, RecursionError) as error:
-                yield Broken(line=line, reason=f"not JSON: {error}")
+                yield Broken(where=where, reason=f"not JSON: {error}")
             else:
                 if isinstance(fields, dict):
-                    yield Row(line=line, fields=fields)
+                    yield Row(where=where, fields=fields)
                 else:
                     kind = type(fields).__name__
-                    yield Broken(line=line, reason=f"a JSON object was wanted, this is a {kind}")
+                    yield Broken(where=where, reason=f"a JSON object was wanted, this is a {kind}")
 
 
 def _shown(raw: bytes) -> str:
@@ -168,6 +150,6 @@ def _parquet_records(file: Path) -> Iterator[Row | Broken]:
             for batch in table.iter_batches(batch_size=1024):
                 for fields in batch.to_pylist():
                     line += 1
-                    yield Row(line=line, fields=fields)
+                    yield Row(where=f"{file}, row {line}", fields=fields)
     except pyarrow.ArrowException as error:
         raise DataError(f"{file} cannot be read as parquet: {error}") from error

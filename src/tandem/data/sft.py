@@ -5,9 +5,8 @@ on its own and tokenised on its own, and an assistant turn is cut where the gene
 so the trained tokens are the ones that the policy would have sampled there.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +16,17 @@ from tandem.errors import ConfigError, DataError
 from tandem.types import Prompt
 
 Message = Mapping[str, Any]
+Turn = Sequence[Message]
+Tools = Sequence[Mapping[str, Any]] | None
+
+Render = Callable[..., str]
+"""Renders a turn, with `tools` and further arguments of the chat template if any."""
 
 PROBE: Message = {"role": "user", "content": "PROBE"}
 """A turn that is rendered beside others to see what the template writes around them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Masked:
+class Masked(NamedTuple):
     """A supervised sequence; `mask_T` is True on the tokens to learn."""
 
     tokens_T: np.ndarray  # int32
@@ -83,85 +86,68 @@ def mask_conversation(
     `distill_qwen` learns the last message, raw, after the first one. Replies of tools in a row are
     one turn. A message whose `step_loss_mask` is not 1 is not learned.
     """
-    settings = dict(kwargs or {})
     if mask_type == "qwen3_5":
         raise ConfigError(
             "--loss-mask-type qwen3_5 is not there yet; qwen3 renders thinking templates too"
         )
     if not any(message.get("role") == "assistant" for message in messages):
         raise DataError("the conversation has no assistant message, so there is nothing to learn")
+
+    def render(turn: Turn, tools: Tools = None, **more: Any) -> str:
+        return render_messages(tokenizer, turn, tools=tools, kwargs={**(kwargs or {}), **more})
+
     if mask_type == "distill_qwen":
-        return _mask_last(tokenizer, messages, tools, settings)
-    if mask_type == "qwen":
-        turns = _turns_alone(tokenizer, messages, tools, settings)
-    elif mask_type == "qwen3":
-        turns = _turns_after_probe(tokenizer, messages, tools, settings)
-    else:
+        return _joined(tokenizer, _last_answer(messages, tools, render))
+    if mask_type not in LATER_TURNS:
         raise ConfigError(f"--loss-mask-type {mask_type} is unknown; try qwen or qwen3")
-    opening = _opening(tokenizer, settings)
+    first, *later = _turns(messages)
+    text_of = LATER_TURNS[mask_type](render)
+    texts = [render(first, tools), *map(text_of, later)]
+    opening = _opening(render)
     pieces: list[tuple[str, bool]] = []
-    for turn, text in turns:
+    for turn, text in zip([first, *later], texts, strict=True):
         pieces += _learned(turn, text, opening)
     return _joined(tokenizer, pieces)
 
 
-def _mask_last(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    settings: dict[str, Any],
-) -> Masked:
+def _last_answer(messages: Turn, tools: Tools, render: Render) -> list[tuple[str, bool]]:
     first, last = messages[0], messages[-1]
     if len(messages) < 2 or last.get("role") != "assistant":
         raise DataError("--loss-mask-type distill_qwen wants a question and, last, its answer")
-    prompt = render_messages(
-        tokenizer, [first], tools=tools, kwargs={"add_generation_prompt": True, **settings}
-    )
-    return _joined(tokenizer, [(prompt, False), (last.get("content") or "", _is_learned(last))])
+    prompt = render([first], tools, add_generation_prompt=True)
+    return [(prompt, False), (last.get("content") or "", _is_learned(last))]
 
 
-def _turns_alone(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    settings: dict[str, Any],
-) -> list[tuple[Sequence[Message], str]]:
-    """Each turn and its text, without the system prompt that the template adds by itself."""
-    once = render_messages(tokenizer, [PROBE], kwargs=settings)
-    twice = render_messages(tokenizer, [PROBE, PROBE], kwargs=settings)
+def _alone(render: Render) -> Callable[[Turn], str]:
+    """Gives the text of a later turn without the system prompt that the template adds to it."""
+    once, twice = render([PROBE]), render([PROBE, PROBE])
     default_system = once.removesuffix(twice[len(once) :])
-    rendered: list[tuple[Sequence[Message], str]] = []
-    for turn in _turns(messages):
-        is_first = not rendered
-        text = render_messages(tokenizer, turn, tools=tools if is_first else None, kwargs=settings)
-        if not is_first and turn[0].get("role") != "system":
-            text = text.removeprefix(default_system)
-        rendered.append((turn, text))
-    return rendered
+
+    def text(turn: Turn) -> str:
+        whole = render(turn)
+        return whole if turn[0].get("role") == "system" else whole.removeprefix(default_system)
+
+    return text
 
 
-def _turns_after_probe(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    settings: dict[str, Any],
-) -> list[tuple[Sequence[Message], str]]:
-    """Each turn and the text that the template writes for it behind a user's turn."""
-    before = render_messages(tokenizer, [PROBE], kwargs=settings)
-    rendered: list[tuple[Sequence[Message], str]] = []
-    for turn in _turns(messages):
-        if not rendered:
-            text = render_messages(tokenizer, turn, tools=tools, kwargs=settings)
-        else:
-            both = render_messages(tokenizer, [PROBE, *turn], kwargs=settings)
-            if not both.startswith(before):
-                raise ConfigError(
-                    "--loss-mask-type qwen3 does not fit this chat template: what it writes for a "
-                    "turn changes the turn before it; try qwen"
-                )
-            text = both[len(before) :]
-        rendered.append((turn, text))
-    return rendered
+def _after_probe(render: Render) -> Callable[[Turn], str]:
+    """Gives the text that the template writes for a later turn behind a user's turn."""
+    before = render([PROBE])
+
+    def text(turn: Turn) -> str:
+        both = render([PROBE, *turn])
+        if not both.startswith(before):
+            raise ConfigError(
+                "--loss-mask-type qwen3 does not fit this chat template: what it writes for a "
+                "turn changes the turn before it; try qwen"
+            )
+        return both[len(before) :]
+
+    return text
+
+
+LATER_TURNS = {"qwen": _alone, "qwen3": _after_probe}
+"""By `--loss-mask-type`: how turns behind the first are rendered."""
 
 
 def _turns(messages: Sequence[Message]) -> list[Sequence[Message]]:
@@ -175,10 +161,9 @@ def _turns(messages: Sequence[Message]) -> list[Sequence[Message]]:
     return list(turns)
 
 
-def _opening(tokenizer: Any, settings: dict[str, Any]) -> str:
+def _opening(render: Render) -> str:
     """What the template writes before the policy begins to speak."""
-    closed = render_messages(tokenizer, [PROBE], kwargs=settings)
-    opened = render_messages(tokenizer, [PROBE], kwargs={**settings, "add_generation_prompt": True})
+    closed, opened = render([PROBE]), render([PROBE], add_generation_prompt=True)
     if not opened.startswith(closed) or opened == closed:
         raise ConfigError("the chat template writes no generation prompt, so turns cannot be found")
     return opened[len(closed) :]

@@ -1,17 +1,18 @@
-"""The order in which a run takes its prompts, and how a checkpoint restores it."""
+"""The prompts of a run in their order, which a checkpoint restores, and those of held-out sets."""
 
 import hashlib
 import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tandem.config import DataConfig
+from tandem.config import DataConfig, EvalSet
 from tandem.data.chat import Template
-from tandem.data.questions import Columns, Question, questions_of
+from tandem.data.questions import Question, questions_of
 from tandem.data.read import read_table
 from tandem.errors import ConfigError, DataError
 from tandem.types import Prompt
@@ -22,36 +23,23 @@ log = logging.getLogger(__name__)
 class PromptSource:
     """Gives prompts epoch after epoch; the place in it is three numbers.
 
-    `num_dropped_long` counts prompts over the length limit, `num_skipped_lines` what could not be
-    read. With `is_sft` prompts keep their content and are neither rendered nor tokenised: a
-    supervised loss masks the whole conversation itself (`tandem.data.sft`).
+    With `is_sft` prompts keep their content and are neither rendered nor tokenised: a supervised
+    loss masks the whole conversation itself (`tandem.data.sft`).
     """
 
     def __init__(self, cfg: DataConfig, tokenizer: Any, *, is_sft: bool = False) -> None:
         if cfg.prompt_data is None:
             raise ConfigError("there are no prompts: set --prompt-data to a .jsonl or .parquet")
-        table = read_table(cfg.prompt_data, skip_bad_lines=cfg.skip_bad_lines)
-        columns = Columns(
-            input=cfg.input_key,
-            label=cfg.label_key,
-            metadata=cfg.metadata_key,
-            tools=cfg.tool_key,
-        )
-        questions, num_skipped = questions_of(table, columns, skip_bad_lines=cfg.skip_bad_lines)
-        self.num_skipped_lines = table.num_bad_lines + num_skipped
-        self._template = Template(
-            tokenizer=tokenizer,
-            apply_chat_template=cfg.apply_chat_template,
-            kwargs=cfg.apply_chat_template_kwargs,
-        )
+        rows = read_table(cfg.prompt_data, skip_bad_lines=cfg.skip_bad_lines)
+        self._questions = questions_of(rows, cfg, skip_bad_lines=cfg.skip_bad_lines)
+        self._template = _template(tokenizer, cfg)
         self._is_sft = is_sft
-        self._questions = questions
         if not is_sft:
-            self._template.render(questions[0])  # a wrong template shows now, not at the first step
+            # a wrong template shows now, not at the first step
+            self._template.render(self._questions[0])
             self._questions = drop_long(
-                questions, self._template, cfg.rollout_max_prompt_len, cfg.prompt_data
+                self._questions, self._template, cfg.rollout_max_prompt_len, cfg.prompt_data
             )
-        self.num_dropped_long = len(questions) - len(self._questions)
         self._shuffle_seed = cfg.rollout_seed if cfg.rollout_shuffle else None
         self._fingerprint = {
             "prompts": len(self._questions),
@@ -83,7 +71,10 @@ class PromptSource:
         first = self._next_index
         self._next_index += count
         if self._is_sft:
-            return [_unrendered(first + nth, question) for nth, question in enumerate(chosen)]
+            nothing_T = np.zeros(0, dtype=np.int32)
+            return [
+                _prompt(first + nth, question, "", nothing_T) for nth, question in enumerate(chosen)
+            ]
         return compose(chosen, self._template, first_index=first)
 
     def state(self) -> dict[str, Any]:
@@ -122,22 +113,34 @@ class PromptSource:
         return order
 
 
+def load_eval_prompts(
+    eval_set: EvalSet, tokenizer: Any, *, skip_bad_lines: bool = False
+) -> tuple[Prompt, ...]:
+    """The set's prompts, rendered and tokenised, in the file's order; indices count from 0.
+
+    The set's `metadata_overrides`, `rm_type` and `custom_rm_path` are laid over each prompt's
+    metadata, where the reward stage looks for them.
+    """
+    rows = read_table(eval_set.path, skip_bad_lines=skip_bad_lines)
+    questions = questions_of(rows, eval_set, skip_bad_lines=skip_bad_lines)
+    overrides = dict(eval_set.metadata_overrides)
+    if eval_set.rm_type is not None:
+        overrides["rm_type"] = eval_set.rm_type
+    if eval_set.custom_rm_path is not None:
+        overrides["custom_rm_path"] = eval_set.custom_rm_path
+    template = _template(tokenizer, eval_set)
+    kept = [
+        replace(question, metadata={**question.metadata, **overrides})
+        for question in drop_long(questions, template, eval_set.max_prompt_len, eval_set.path)
+    ]
+    return tuple(compose(kept, template, first_index=0))
+
+
 def compose(questions: Sequence[Question], template: Template, *, first_index: int) -> list[Prompt]:
     """The questions rendered and tokenised, with running indices."""
     texts = [template.render(question) for question in questions]
-    return [
-        Prompt(
-            index=first_index + nth,
-            tokens_T=tokens_T,
-            text=text,
-            content=question.content,
-            label=question.label,
-            metadata=question.metadata,
-        )
-        for nth, (question, text, tokens_T) in enumerate(
-            zip(questions, texts, template.tokens(texts), strict=True)
-        )
-    ]
+    rows = zip(questions, texts, template.tokens(texts), strict=True)
+    return [_prompt(first_index + nth, *row) for nth, row in enumerate(rows)]
 
 
 def drop_long(
@@ -169,11 +172,19 @@ def drop_long(
     return kept
 
 
-def _unrendered(index: int, question: Question) -> Prompt:
+def _template(tokenizer: Any, cfg: DataConfig | EvalSet) -> Template:
+    return Template(
+        tokenizer=tokenizer,
+        apply_chat_template=cfg.apply_chat_template,
+        kwargs=cfg.apply_chat_template_kwargs,
+    )
+
+
+def _prompt(index: int, question: Question, text: str, tokens_T: np.ndarray) -> Prompt:
     return Prompt(
         index=index,
-        tokens_T=np.zeros(0, dtype=np.int32),
-        text="",
+        tokens_T=tokens_T,
+        text=text,
         content=question.content,
         label=question.label,
         metadata=question.metadata,

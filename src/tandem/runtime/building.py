@@ -164,9 +164,7 @@ def open_inputs(cfg: Config) -> Inputs:
     sets = [
         EvaluationSet(
             cfg=one,
-            prompts=load_eval_prompts(
-                one, tokenizer, skip_bad_lines=cfg.data.skip_bad_lines
-            ).prompts,
+            prompts=load_eval_prompts(one, tokenizer, skip_bad_lines=cfg.data.skip_bad_lines),
         )
         for one in cfg.eval.eval_sets
     ]
@@ -293,27 +291,17 @@ def unsampled(cfg: Config, opened: Inputs, events: EventLoop) -> Sampler | None:
     assert batch_size is not None, "rules refuse a run without --rollout-batch-size"
     return SupervisedStage(
         source=opened.source,
-        mask=masking(cfg, opened.tokenizer),
+        mask=partial(
+            mask_question,
+            opened.tokenizer,
+            mask_type=cfg.data.loss_mask_type,
+            apply_chat_template=cfg.data.apply_chat_template,
+            kwargs=cfg.data.apply_chat_template_kwargs,
+        ),
         tokenizer=opened.tokenizer,
         batch_size=batch_size,
         events=events,
     )
-
-
-def masking(cfg: Config, tokenizer: Any) -> Callable[[Prompt], tuple[Any, Any]]:
-    """How a conversation becomes tokens and the mask of those to learn."""
-
-    def mask(prompt: Prompt) -> tuple[Any, Any]:
-        masked = mask_question(
-            tokenizer,
-            prompt,
-            mask_type=cfg.data.loss_mask_type,
-            apply_chat_template=cfg.data.apply_chat_template,
-            kwargs=cfg.data.apply_chat_template_kwargs,
-        )
-        return masked.tokens_T, masked.mask_T
-
-    return mask
 
 
 def rollouts_per_epoch(cfg: Config, source: "PromptSource | NoPrompts | CustomSource") -> int:
