@@ -2,6 +2,8 @@
 
 import pytest
 
+from tandem.config.overlap import uncorrected
+
 
 @pytest.mark.parametrize(
     ("line", "wanted"),
@@ -59,3 +61,23 @@ def test_the_dialects_endless_rollout_function_is_a_mode(settings):
     cfg = settings(f"--asynchronous one-step --rollout-function-path {path}")
     assert cfg.sync.asynchronous == "full" and cfg.rollout.rollout_function_path is None
     assert cfg.eval.eval_function_path is None
+
+
+@pytest.mark.parametrize(
+    ("line", "is_said"),
+    [
+        ("", False),
+        ("--asynchronous one-step", True),
+        ("--asynchronous full --max-staleness 0", False),
+        ("--asynchronous full --get-mismatch-metrics", True),
+        ("--asynchronous full --use-tis", False),
+        ("--asynchronous full --use-rollout-logprobs", False),
+        ("--asynchronous full --use-rs --tis-function mis", False),
+        ("--asynchronous full --use-opsm", False),
+        ("--asynchronous one-step --keep-old-actor", False),
+    ],
+)
+def test_stale_samples_that_nothing_corrects_for_are_warned_of(line, is_said, settings):
+    said = uncorrected(settings(line))
+    assert (said is not None) == is_said
+    assert said is None or "--use-tis" in said

@@ -1,4 +1,4 @@
-"""Refusals of asynchronous training: what cannot be done while sampling goes on."""
+"""What cannot be done while sampling goes on beside training, and what should not."""
 
 from collections.abc import Iterator
 
@@ -48,3 +48,24 @@ def overlapping(cfg: Config) -> Iterator[str]:
                 f"--asynchronous full samples without end, so there is no place for {flag}; "
                 "leave it out, or set --asynchronous one-step"
             )
+
+
+def uncorrected(cfg: Config) -> str | None:
+    """The warning of a run that trains stale samples as if they were fresh; None for others."""
+    algo, limit = cfg.algo, cfg.sync.max_staleness or 0
+    is_corrected = (
+        algo.use_tis
+        or algo.use_rs
+        or algo.use_opsm
+        or algo.use_rollout_logprobs
+        or algo.keep_old_actor
+        or algo.loss_type != "policy_loss"
+    )
+    if cfg.sync.asynchronous == "off" or not limit or is_corrected:
+        return None
+    return (
+        f"samples may be {limit} rollouts old when they are trained, and nothing corrects for it: "
+        "old log-probs are those of the policy that learns, to which a stale sample looks fresh; "
+        "set --use-tis, --use-rollout-logprobs, --keep-old-actor, --use-rs or --use-opsm (page of "
+        "asynchronous training), or --max-staleness 0"
+    )

@@ -14,6 +14,7 @@ from tandem.algo import NO_HOOKS, Hooks
 from tandem.checkpoint.find import Found
 from tandem.config import Config, check_expectations, complete, flat
 from tandem.config.engines import who_samples
+from tandem.config.overlap import uncorrected
 from tandem.contracts import Engine, Evaluator, Sampler, Sync, Trainer
 from tandem.data import PromptSource, load_eval_prompts, load_tokenizer, mask_question
 from tandem.errors import ConfigError
@@ -237,6 +238,9 @@ def open_log(cfg: Config, found: Found, start: int, num_rollout: int) -> RunLog:
     log.note(who_samples(cfg))
     for note in cfg.notes:
         log.note(note)
+    caution = uncorrected(cfg)
+    if caution is not None:
+        log.warn(caution)
     if 0 < num_rollout <= start:
         log.warn(
             f"nothing to do: the next rollout is {start} and --num-rollout {num_rollout} is the "
