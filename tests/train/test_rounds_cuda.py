@@ -6,7 +6,7 @@ import torch
 
 from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
-from tandem.runtime.devices import take_turns
+from tandem.runtime.turns import Turns, memory_of
 from tandem.sync import SharedSync
 from tandem.types import Request, SampleKey, Sampling
 
@@ -32,16 +32,23 @@ def requests_of(number):
     ]
 
 
-def test_memory_does_not_grow_over_rounds(make_decoder, make_trainer, make_groups, learn):
+@pytest.mark.parametrize("moves_state", [False, True])
+def test_memory_does_not_grow_over_rounds(
+    make_decoder, make_trainer, make_groups, learn, moves_state
+):
     decoder = make_decoder(head_size=64).to(device="cuda", dtype=torch.bfloat16)
     trainer = make_trainer(decoder=decoder)
     cfg = EngineConfig(engine_max_running=16, engine_cache_tokens=4096)
     engine = TorchEngine(decoder, None, cfg, "cuda", eos_token_ids=())
-    sync, devices, used = SharedSync([engine], dtype="bfloat16"), take_turns(engine), []
+    sync, used, device = SharedSync([engine], dtype="bfloat16"), [], torch.device("cuda", 0)
+    devices = Turns(
+        trainer, engine, print, measure=lambda: [memory_of(device)], moves_state=moves_state
+    ).devices()
     for number in range(ROUNDS):
         with devices.sampling():
             engine.generate(requests_of(number))
-        learn(trainer, make_groups())
+        with devices.learning():
+            learn(trainer, make_groups())
         sync.publish(trainer.weights(number + 1))
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
