@@ -167,7 +167,7 @@ async def test_a_scripted_agent_is_recorded_as_it_was_sampled(client_to, model, 
             messages.append(choice.message)  # as agents do: the client's own object
             if reply:
                 messages.append({"role": "user", "content": reply})
-        sample = door.recorder.sample_of(
+        (sample,) = door.recorder.samples_of(
             "game-1", prompt_of(model), index=6, position=2, decode=model.tokenizer.decode
         )
     assert (sample.index, sample.rollout, sample.position) == (6, 6, 2)

@@ -64,6 +64,11 @@ class Branch:
     def num_tokens(self) -> int:
         return len(self.tokens_T)
 
+    @property
+    def record(self) -> dict[str, int]:
+        """How it came about, for whoever reads the sample."""
+        return {"turns": self.num_turns, "realigned_tokens": self.num_realigned}
+
     def common_with(self, tokens_T: np.ndarray) -> int:
         """How many tokens both begin with."""
         length = min(self.num_tokens, len(tokens_T))

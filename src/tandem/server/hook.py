@@ -186,6 +186,5 @@ def _view(sample: DialectSample, branch: Branch, line: Line) -> DialectSample:
     versions = dict.fromkeys(branch.version_T[branch.sampled_T].tolist())
     view.weight_versions = [str(version) for version in versions]
     view.status = STATUS_OF[branch.ending]
-    record = {"turns": branch.num_turns, "realigned_tokens": branch.num_realigned}
-    view.metadata = {**sample.metadata, "recorded": record}
+    view.metadata = {**sample.metadata, "recorded": branch.record}
     return view

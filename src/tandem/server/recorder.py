@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from tandem.errors import DataError
 from tandem.server.branches import Branch, Pins, Session, Way
 from tandem.server.faults import Refusal
 from tandem.types import Prompt, Sample, SampleKey
@@ -81,27 +80,20 @@ class Recorder:
         """One sample for each branch, in the order of their first requests; () where nothing was
         sampled. They share `rollout`, so together they count once in the loss."""
         return tuple(
-            _sample(branch, place, prompt, index=index, position=position, decode=decode)
+            Sample(
+                index=index,
+                position=position,
+                rollout=index,
+                tokens_T=branch.tokens_T,
+                sampled_T=branch.sampled_T,
+                logprobs_T=branch.logprobs_T,
+                version_T=branch.version_T,
+                ending=branch.ending,
+                text=decode(branch.tokens_T[branch.prompt_length :].tolist()),
+                metadata={**prompt.metadata, "recorded": {"branch": place, **branch.record}},
+            )
             for place, branch in enumerate(written(self.get(name)))
         )
-
-    def sample_of(
-        self,
-        name: str,
-        prompt: Prompt,
-        *,
-        index: int,
-        position: int,
-        decode: Callable[[list[int]], str],
-    ) -> Sample:
-        """The session as one sample; DataError where it has none, or more than one branch."""
-        samples = self.samples_of(name, prompt, index=index, position=position, decode=decode)
-        if len(samples) != 1:
-            raise DataError(
-                f"session {name} holds {len(samples)} sequences and one is wanted: a later request "
-                "did not begin with the tokens of the one before; use samples_of"
-            )
-        return samples[0]
 
 
 def written(session: Session) -> Sequence[Branch]:
@@ -119,36 +111,7 @@ def session_json(session: Session) -> list[dict[str, Any]]:
             "versions": branch.version_T.tolist(),
             "ending": branch.ending.value,
             "prompt_tokens": branch.prompt_length,
-            "turns": branch.num_turns,
-            "realigned_tokens": branch.num_realigned,
+            **branch.record,
         }
         for branch in written(session)
     ]
-
-
-def _sample(
-    branch: Branch,
-    place: int,
-    prompt: Prompt,
-    *,
-    index: int,
-    position: int,
-    decode: Callable[[list[int]], str],
-) -> Sample:
-    record = {
-        "branch": place,
-        "turns": branch.num_turns,
-        "realigned_tokens": branch.num_realigned,
-    }
-    return Sample(
-        index=index,
-        position=position,
-        rollout=index,
-        tokens_T=branch.tokens_T,
-        sampled_T=branch.sampled_T,
-        logprobs_T=branch.logprobs_T,
-        version_T=branch.version_T,
-        ending=branch.ending,
-        text=decode(branch.tokens_T[branch.prompt_length :].tolist()),
-        metadata={**prompt.metadata, "recorded": record},
-    )
