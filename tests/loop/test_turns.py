@@ -1,7 +1,11 @@
 """Who sleeps when on shared devices: decided from what is seen of their memory."""
 
+from dataclasses import replace
+
 import pytest
 
+from tandem.engine.sglang.launch import Place
+from tandem.runtime.servers import server_devices
 from tandem.runtime.turns import Memory, Turns
 from tandem.types import EngineStats
 
@@ -120,3 +124,34 @@ def test_caches_that_may_not_sleep_stay(said):
     moving = turns_of(device, said, caches_sleep=False, moves_state=True)
     assert round_of(moving, device, 55) == ["state sleeps", "forget", "state wakes"]
     assert not said
+
+
+PLACE = Place(dtype="bfloat16", is_cpu=False, engines=(), shares_device=True, largest_batch=1)
+
+
+@pytest.mark.parametrize("moves_state", [False, True])
+def test_servers_take_their_memory_with_new_weights_once_the_state_is_away(moves_state):
+    device = Shared()
+    ranks = Ranks(device)
+    ranks.is_asleep = moves_state
+    devices = server_devices(device, PLACE, ranks)
+    for _ in range(2):
+        with devices.publishing():
+            device.done.append("weights")
+        with devices.sampling():
+            device.done.append("sampled")
+        with devices.learning():
+            device.done.append("trained")
+    if moves_state:
+        one_round = ["state sleeps", "weights", "state sleeps", "sampled", "sleep", "state wakes"]
+    else:
+        one_round = ["trim", "weights", "sampled", "sleep"]
+    assert device.done == [*one_round, "trained"] * 2
+
+
+def test_servers_on_devices_of_their_own_take_no_turns():
+    device = Shared()
+    place = replace(PLACE, shares_device=False)
+    devices = server_devices(device, place, Ranks(device))
+    with devices.sampling(), devices.learning(), devices.publishing():
+        assert not device.done

@@ -56,7 +56,11 @@ LEAVE_OUT = "leave {flag} out"
 ROWS = (
     # --- more than one process
     Row("allgather_cp", "context parallelism", LEAVE_OUT),
-    Row("release_train", "training processes that end and come back", LEAVE_OUT),
+    Row(
+        "release_train",
+        "training processes that end and come back",
+        "leave {flag} out; --offload-train gives back all of a device but the weights",
+    ),
     Row("rollout_data_transport", "NIXL", "leave {flag} out", ("object-store",)),
     # --- rollouts
     Row(
