@@ -8,11 +8,10 @@ from aiohttp import web
 
 from tandem.errors import ResourceError
 from tandem.server import control
-from tandem.server.chat import chat
-from tandem.server.completions import completions, models
 from tandem.server.desk import Desk
 from tandem.server.faults import Handler, Refusal, answer_faults
 from tandem.server.generate import generate
+from tandem.server.openai import chat, completions, models
 from tandem.server.recorder import Recorder
 from tandem.server.service import Service, bearer, secret_in_key
 from tandem.server.settings import Samples, ServerSettings, Tokenizer
