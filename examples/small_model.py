@@ -36,8 +36,9 @@ def main() -> None:
     tokenizer = train_tokenizer(list(read_texts(options.texts)), options.vocab_size)
     tokenizer.save_pretrained(options.out)
     num_parameters = save_random_model(options, tokenizer)
+    kind = "weights to be drawn" if options.no_weights else "random weights"
     print(
-        f"{options.out}: {num_parameters:,} random weights, {len(tokenizer)} tokens, "
+        f"{options.out}: {num_parameters:,} {kind}, {len(tokenizer)} tokens, "
         f"{options.num_layers} layers of width {options.hidden_size}"
     )
 
@@ -53,7 +54,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--num-key-heads", type=int, default=2)
+    parser.add_argument("--head-size", type=int, help="width / heads when unset")
+    parser.add_argument("--padded-vocab-size", type=int, help="of the model; the tokenizer's")
+    parser.add_argument("--rope-theta", type=float, default=10_000.0)
     parser.add_argument("--max-positions", type=int, default=4096)
+    parser.add_argument("--no-weights", action="store_true", help="for runs with --init random")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 
@@ -106,7 +111,10 @@ def train_pairs(texts: Sequence[str], vocab_size: int) -> "Tokenizer":
 
 
 def save_random_model(options: argparse.Namespace, tokenizer: "PreTrainedTokenizerFast") -> int:
-    """Writes config and weights drawn by transformers' own initialisation; gives their number."""
+    """Writes config and weights drawn by transformers' own initialisation; gives their number.
+
+    Without weights the folder is for whoever draws or has them elsewhere.
+    """
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -118,22 +126,27 @@ def save_random_model(options: argparse.Namespace, tokenizer: "PreTrainedTokeniz
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        architectures=["Qwen3ForCausalLM"],
+        vocab_size=options.padded_vocab_size or len(tokenizer),
         hidden_size=options.hidden_size,
         intermediate_size=options.ffn_hidden_size,
         num_hidden_layers=options.num_layers,
         num_attention_heads=options.num_heads,
         num_key_value_heads=options.num_key_heads,
-        head_dim=options.hidden_size // options.num_heads,
+        head_dim=options.head_size or options.hidden_size // options.num_heads,
+        rope_theta=options.rope_theta,
         max_position_embeddings=options.max_positions,
         tie_word_embeddings=True,
         dtype=torch.float32,
         **special,
     )
+    generation = GenerationConfig(**special)
     torch.manual_seed(options.seed)
-    model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(**special)
-    model.save_pretrained(options.out)
+    with torch.device("meta" if options.no_weights else "cpu"):
+        model = Qwen3ForCausalLM(config)
+    model.generation_config = generation
+    for part in (config, generation) if options.no_weights else (model,):
+        part.save_pretrained(options.out)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -1,11 +1,15 @@
+import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tandem.config import check_expectations, check_files
 from tandem.config.load import read_config
+from tandem.runtime.ray.placement import place
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHES = sorted((ROOT / "scripts").glob("run-*.sh"))
@@ -72,6 +76,66 @@ def test_flags_after_the_script_win_and_paths_follow_the_environment(tmp_path):
     assert cfg.model.hf_checkpoint == "/data/Qwen3-4B"
     assert cfg.checkpoint.load == cfg.checkpoint.save == "/data/Qwen3-4B_run"
     assert [(one.name, one.path) for one in cfg.eval.eval_sets] == [("aime", "/held/out.jsonl")]
+
+
+HALVED = {
+    "run-qwen3-4B-disaggregated.sh": (
+        "--actor-num-gpus-per-node 2 --rollout-num-gpus 2 --num-gpus-per-node 4",
+        "--actor-num-gpus-per-node 1 --tensor-model-parallel-size 1 --rollout-num-gpus 1",
+    ),
+    "run-qwen3-4B-sglang.sh": (
+        "--actor-num-gpus-per-node 4",
+        "--actor-num-gpus-per-node 1 --tensor-model-parallel-size 1 "
+        "--rollout-num-gpus-per-engine 1",
+    ),
+}
+HALVED["run-qwen3-4B-async.sh"] = HALVED["run-qwen3-4B-disaggregated.sh"]
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """The words and the environment that a try with random weights gives to a launch."""
+    folder = tmp_path_factory.mktemp("try")
+    launch = folder / "launch.sh"
+    launch.write_text('printf "%s\\n" "$@"; env -0 > "$(dirname "$0")/env"\n')
+    said = launched_words(
+        ROOT / "scripts" / "try.sh",
+        folder,
+        folder / "out",
+        launch,
+        environment={"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+    )
+    pairs = (one.partition("=") for one in (folder / "env").read_text().split("\0"))
+    names = ("HF_CHECKPOINT", "REF_LOAD", "SAVE", "PROMPT_DATA", "EVAL_DATA")
+    return said[said.index("--init") :], {name: it for name, _, it in pairs if name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "num_gpus"),
+    [
+        (name, line, num_gpus)
+        for name, choices in HALVED.items()
+        for line, num_gpus in zip(choices, (4, 2), strict=True)
+    ],
+)
+def test_a_launch_for_eight_gpus_runs_on_fewer_with_the_numbers_halved(
+    name, line, num_gpus, tried, tmp_path
+):
+    words, environment = tried
+    script = ROOT / "scripts" / name
+    _, *said = launched_words(
+        script, tmp_path, *words, *line.split(), environment=environment | {"NUM_GPUS": "8"}
+    )
+    cfg, failures = read_config(said)
+    assert failures == ()
+    check_files(cfg)
+    described = json.loads(Path(cfg.model.hf_checkpoint, "config.json").read_text())
+    check_expectations(cfg.expectations, described)
+    wanted = cfg.cluster.num_trainers if "sglang" in name else num_gpus
+    assert place(cfg).num_devices == wanted
+    assert cfg.engine.rollout_engine == "sglang" and cfg.data.num_rollout == 2
+    assert cfg.model.init == "random" and not cfg.algo.has_reference
+    assert cfg.cluster.runtime == ("local" if cfg.cluster.num_trainers == 1 else "ray")
 
 
 @pytest.mark.parametrize(("count", "runtime"), [("1", "local"), ("3", "ray"), ("8", "ray")])
