@@ -3,7 +3,9 @@
     python benchmarks/publish.py [--out FOLDER] [--tiny]
 
 Qwen3-4B's shape. Nothing is copied, so all of an update is its proofs: the trainer digests its
-tensors and asks itself for the canary's log-probs, the engine does the same through its own path.
+tensors and asks itself for the canary's log-probs, the engine shows that it reads those tensors and
+gives the canary's log-probs through its own path. `host_ms` is until the call came back, `ms` until
+the device was idle too.
 """
 
 import argparse
@@ -22,9 +24,10 @@ from tandem.kernels.linear import sum_products_in_one_order
 from tandem.kernels.replay import Replayed
 from tandem.models.decoder import Decoder
 from tandem.sync import SharedSync
+from tandem.sync.check import storage_failures
 from tandem.train.canary import canary
 from tandem.train.model import Model
-from tandem.types import Weights
+from tandem.train.publish import weights_of
 
 RUNS = 7
 
@@ -44,20 +47,14 @@ def main() -> None:
     model, replayed = Model([decoder]), Replayed()
     sync = SharedSync([engine], dtype=str(dtype).removeprefix("torch."))
     versions = iter(range(1000))
-    named = [(name, parameter.detach()) for name, parameter in decoder.named_parameters()]
-
-    def publish() -> None:
-        digests = digest_all((name, p.detach()) for name, p in decoder.named_parameters())
-        proofs = {"digests": digests, "canary": canary(model, replayed)}
-        sync.publish(Weights(version=next(versions), named=(), is_shared=True, **proofs))
-
-    asked = canary(model, replayed).tokens_T
+    stored, asked = dict(decoder.named_parameters()), canary(model, replayed).tokens_T
     parts: dict[str, Callable[[], object]] = {
-        "digests of listed tensors": lambda: digest_all(named),
-        "the engine's digests": lambda: engine.state_digest(as_stored=True),
-        "the trainer's canary": lambda: canary(model, replayed),
+        "the trainer's digests": lambda: digest_all(stored.items()),
+        "the trainer's canary": lambda: canary(model, replayed).logprobs_T,
+        "both, launched": lambda: weights_of(model, 0, replayed),
+        "the engine's storage": lambda: storage_failures(engine, "engine", stored),
         "the engine's canary": lambda: engine.canary(asked),
-        "all of it": publish,
+        "all of it": lambda: sync.publish(weights_of(model, next(versions), replayed)),
     }
     rows = [{"part": name, **timed(part)} for name, part in parts.items()]
     w1.report("publish", rows, options.out)
@@ -66,14 +63,19 @@ def main() -> None:
 
 def timed(part: Callable[[], object]) -> dict[str, float]:
     """Milliseconds, the median and the least of some runs after two to warm up."""
-    taken = []
+    taken, launched = [], []
     for _ in range(RUNS + 2):
         w1.sync()
         begin_s = time.perf_counter()
         part()
+        launched.append(1e3 * (time.perf_counter() - begin_s))
         w1.sync()
         taken.append(1e3 * (time.perf_counter() - begin_s))
-    return {"ms": statistics.median(taken[2:]), "least_ms": min(taken[2:])}
+    return {
+        "ms": statistics.median(taken[2:]),
+        "least_ms": min(taken[2:]),
+        "host_ms": statistics.median(launched[2:]),
+    }
 
 
 if __name__ == "__main__":

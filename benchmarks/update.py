@@ -35,15 +35,14 @@ from tandem.carriers.group import Group, Member, open_store
 from tandem.checkpoint.names import to_hugging_face
 from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
-from tandem.kernels.digest import digest_all
 from tandem.kernels.linear import sum_products_in_one_order
 from tandem.kernels.replay import Replayed
 from tandem.models.decoder import Decoder
 from tandem.models.shape import Shape
 from tandem.sync.check import failures_of
-from tandem.train.canary import canary
 from tandem.train.model import Model
-from tandem.types import Weights
+from tandem.train.publish import weights_of
+from tandem.types import Canary, Weights
 
 LINK_BYTES = 363e9  # a broadcast between two H200 of one host, measured with plain NCCL
 RUNS, WARM_UPS = 5, 2
@@ -165,14 +164,15 @@ def updated(side: Side, carry: Carry, version: int) -> dict[str, float]:
     marks = [started()]
     said: list[Any] = [None]
     if side.rank == 0:
-        named = ((name, one.detach()) for name, one in side.decoder.named_parameters())
-        said[0] = digest_all(named), canary(Model([side.decoder]), side.replayed)
+        weights = weights_of(Model([side.decoder]), version, side.replayed)
+        said[0] = dict(weights.digests), weights.canary.tokens_T, weights.canary.logprobs_T
     marks.append(started())
     carry(version, side)
     marks.append(started())
     dist.broadcast_object_list(said, src=0)
     if side.engine is not None:
-        digests, sung = said[0]
+        digests, tokens_T, logprobs_T = said[0]
+        sung = Canary(tokens_T=tokens_T, read=logprobs_T.copy)
         sent = Weights(version=version, named=(), is_shared=True, digests=digests, canary=sung)
         failures = failures_of(side.engine, "the engine", sent, side.dtype)
         assert not failures, failures
