@@ -15,7 +15,7 @@ device are torch tensors (`Batch`, `Weights`).
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,15 +130,15 @@ class Group:
         return tuple(sample.reward for sample in self.samples)
 
 
-COLUMNS = (
-    "old_logprobs",
-    "reference_logprobs",
-    "teacher_logprobs",
-    "values",
-    "advantages",
-    "returns",
-)
-"""The fields of `Group` that are columns."""
+COLUMNS: Mapping[str, str] = {
+    "old_logprobs": "log_probs",
+    "reference_logprobs": "ref_log_probs",
+    "teacher_logprobs": "teacher_log_probs",
+    "values": "values",
+    "advantages": "advantages",
+    "returns": "returns",
+}
+"""The fields of `Group` that are columns, and the dialect's names for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -187,6 +187,10 @@ class Canary:
         """float32, of token t given the tokens before it; 0 at t = 0."""
         return self.read()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process gets: the log-probs as they are."""
+        return partial(Canary, tokens_T=self.tokens_T, read=self.logprobs_T.copy), ()
+
 
 class Digests(Mapping[str, int]):
     """Checksums of tensors by name, which somebody is still computing; whoever looks waits."""
@@ -203,6 +207,10 @@ class Digests(Mapping[str, int]):
 
     def __len__(self) -> int:
         return len(self._read())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process gets: the checksums as they are."""
+        return dict, (dict(self),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -281,6 +289,18 @@ class Completion:
     matched: str | int | None = None  # the stop string or stop token that ended it
     num_cached: int = 0  # tokens of the request whose keys and values were there already
     error: str | None = None
+
+    @classmethod
+    def empty(cls, id: str, ending: Ending, error: str | None = None) -> "Completion":
+        """One with nothing new."""
+        return cls(
+            id=id,
+            tokens_C=np.zeros(0, np.int32),
+            logprobs_C=np.zeros(0, np.float32),
+            version_C=np.zeros(0, np.int32),
+            ending=ending,
+            error=error,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tandem.errors import HookError
-from tandem.types import Batch, Ending, Group
+from tandem.types import COLUMNS, Batch, Ending, Group
 
 if TYPE_CHECKING:
     import torch
@@ -81,18 +81,6 @@ def masks_of(batch: Batch, spans: Sequence[Span]) -> "list[torch.Tensor]":
     return [span.of(batch.mask_T) for span in spans]
 
 
-BATCH_KEYS = {
-    "advantages_T": "advantages",
-    "returns_T": "returns",
-    "values_T": "values",
-    "old_logprobs_T": "log_probs",
-    "reference_logprobs_T": "ref_log_probs",
-    "engine_logprobs_T": "rollout_log_probs",
-    "teacher_logprobs_T": "teacher_log_probs",
-}
-"""Our columns of a row, and the dialect's names for them."""
-
-
 def batch_view(batch: Batch, spans: Sequence[Span]) -> dict[str, Any]:
     """The dialect's `batch`: `unconcat_tokens`, lengths, masks, and the columns that are there.
 
@@ -108,8 +96,8 @@ def batch_view(batch: Batch, spans: Sequence[Span]) -> dict[str, Any]:
         "response_lengths": [span.response_length for span in spans],
         "loss_masks": masks_of(batch, spans),
     }
-    for ours, theirs in BATCH_KEYS.items():
-        column_T = getattr(batch, ours)
+    for ours, theirs in {**COLUMNS, "engine_logprobs": "rollout_log_probs"}.items():
+        column_T = getattr(batch, f"{ours}_T")
         if column_T is not None:
             view[theirs] = [span.of(column_T) for span in spans]
     return view
@@ -126,17 +114,6 @@ def response_logprobs(
         rows = logits[0, end - 1 - length : end - 1].float() / temperature
         found.append(rows.log_softmax(-1).gather(1, tokens[-length:, None])[:, 0])
     return found
-
-
-GROUP_KEYS = {
-    "old_logprobs": "log_probs",
-    "reference_logprobs": "ref_log_probs",
-    "teacher_logprobs": "teacher_log_probs",
-    "values": "values",
-    "advantages": "advantages",
-    "returns": "returns",
-}
-"""Our columns of a group, and the dialect's names for them."""
 
 
 def rollout_view(
@@ -177,7 +154,7 @@ def rollout_view(
         "rollout_mask_sums": [float(sums[sample.rollout]) for sample in samples],
         "truncated": [int(sample.ending is Ending.LENGTH) for sample in samples],
     }
-    for ours, theirs in GROUP_KEYS.items():
+    for ours, theirs in COLUMNS.items():
         if all(getattr(group, ours) is not None for group in groups):
             view[theirs] = cut([getattr(group, ours)[place] for group, place in pairs])
     return view
@@ -195,22 +172,31 @@ def with_advantages(
     places, done = iter(range(count)), []
     for group in groups:
         mine = [next(places) for _ in group.samples]
-        columns: dict[str, Any] = {"advantages": _columns(group, [advantages[i] for i in mine])}
-        if returns is not None:
-            columns["returns"] = _columns(group, [returns[i] for i in mine])
+        columns: dict[str, Any] = {
+            name: tuple(
+                column_of(group, place, values[i], "--custom-advantage-function-path set")
+                for place, i in enumerate(mine)
+            )
+            for name, values in (("advantages", advantages), ("returns", returns))
+            if values is not None
+        }
         done.append(replace(group, **columns))
     return done
 
 
-def _columns(group: Group, responses: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    start, columns = len(group.prompt.tokens_T), []
-    for sample, values in zip(group.samples, responses, strict=True):
-        if len(values) != sample.num_tokens - start:
-            raise HookError(
-                f"--custom-advantage-function-path set {len(values)} numbers for sample "
-                f"{sample.index}, whose response has {sample.num_tokens - start} tokens"
-            )
-        column_T = np.zeros(sample.num_tokens, np.float32)
-        column_T[start:] = np.asarray(values, np.float32)
-        columns.append(np.where(sample.sampled_T, column_T, 0).astype(np.float32))
-    return tuple(columns)
+def column_of(group: Group, place: int, values: Any, said: str) -> np.ndarray:
+    """A hook's numbers about the response of one sample, as a column of all its tokens, `[T]`.
+
+    0 where the policy did not choose the token. Raises HookError, which begins with `said`, for
+    another count of numbers.
+    """
+    sample, start = group.samples[place], len(group.prompt.tokens_T)
+    array = np.asarray(values, np.float32)
+    if array.shape != (sample.num_tokens - start,):
+        raise HookError(
+            f"{said} {array.size} numbers for sample {sample.index}, whose response has "
+            f"{sample.num_tokens - start} tokens"
+        )
+    column_T = np.zeros(sample.num_tokens, np.float32)
+    column_T[start:] = array
+    return np.where(sample.sampled_T, column_T, 0).astype(np.float32)

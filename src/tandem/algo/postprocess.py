@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from tandem.algo.dialect import GROUP_KEYS, rollout_view
+from tandem.algo.dialect import column_of, rollout_view
 from tandem.algo.hooks import Hooks
 from tandem.algo.token_kl import response_kl
 from tandem.config import AlgoConfig
 from tandem.errors import HookError
-from tandem.types import Group, Sample
+from tandem.types import COLUMNS, Group, Sample
 
 FLAG = "--rollout-data-postprocess-path"
 
@@ -29,7 +29,7 @@ def postprocessed(
     if hooks.postprocess is None:
         return tuple(groups)
     data = rollout_view(groups, scores, response_kl(groups, cfg))
-    known = {name for name in GROUP_KEYS.values() if name in data}
+    known = {name for name in COLUMNS.values() if name in data}
     hooks.postprocess(data)
     count = sum(len(group.samples) for group in groups)
     for name in ("loss_masks", "rollout_log_probs", *known):
@@ -47,15 +47,7 @@ def _with(group: Group, data: dict[str, Any], known: set[str], first: int) -> Gr
     start = len(group.prompt.tokens_T)
 
     def column(name: str, place: int) -> np.ndarray:
-        sample = group.samples[place]
-        values = np.asarray(data[name][first + place], np.float32)
-        if values.shape != (sample.num_tokens - start,):
-            raise HookError(
-                f"{FLAG} left {name} of sample {sample.index} with shape {values.shape}; its "
-                f"response has {sample.num_tokens - start} tokens"
-            )
-        column_T = np.concatenate([np.zeros(start, np.float32), values])
-        return np.where(sample.sampled_T, column_T, 0).astype(np.float32)
+        return column_of(group, place, data[name][first + place], f"{FLAG} left as {name}")
 
     places = range(len(group.samples))
     samples = [
@@ -65,7 +57,7 @@ def _with(group: Group, data: dict[str, Any], known: set[str], first: int) -> Gr
     masks = [np.asarray(data["loss_masks"][first + place]) != 0 for place in places]
     columns: dict[str, Any] = {
         ours: tuple(column(theirs, place) for place in places)
-        for ours, theirs in GROUP_KEYS.items()
+        for ours, theirs in COLUMNS.items()
         if theirs in known
     }
     stays = tuple(_stays(*pair, start) for pair in zip(samples, masks, strict=True))

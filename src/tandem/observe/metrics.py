@@ -8,23 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from tandem.types import Ending, Group, Rollout, Sample
+from tandem.types import COLUMNS, Ending, Group, Rollout, Sample
 
 REPETITION_TAIL = 10_000
 """Characters at the end of an answer that are looked at for repetition."""
 
 REPETITION_RATIO = 10.0
 """An answer whose tail shrinks more than this under zlib repeats itself."""
-
-TRAINER_COLUMNS = {
-    "log_probs": "old_logprobs",
-    "ref_log_probs": "reference_logprobs",
-    "teacher_log_probs": "teacher_logprobs",
-    "values": "values",
-    "advantages": "advantages",
-    "returns": "returns",
-}
-"""The dialect's metric name of each column of a group."""
 
 
 def rollout_metrics(
@@ -90,8 +80,8 @@ def training_metrics(groups: Sequence[Group]) -> dict[str, float]:
     scores = [score for group in groups for score in group.scores or ()]
     if scores:
         metrics["rewards"] = float(np.mean(scores))
-    for name, field in TRAINER_COLUMNS.items():
-        columns = [getattr(group, field) for group in groups]
+    for ours, name in COLUMNS.items():
+        columns = [getattr(group, ours) for group in groups]
         if all(column is not None for column in columns):
             metrics[name] = rollout_mean(groups, columns)
     return _with_prefix("rollout/", metrics)

@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Callable
 
-import numpy as np
-
 from tandem.contracts import Engine
 from tandem.types import Completion, Ending, Request
 
@@ -23,7 +21,7 @@ class Door:
     async def ask(self, request: Request) -> Completion:
         """The completion; the request is queued before this waits for anything."""
         if not self.is_open:
-            return unanswered(request, Ending.ABORT)
+            return Completion.empty(request.id, Ending.ABORT)
         self._num_asked += 1
         answer = asyncio.ensure_future(self._engine.add(request))
         if self._on_completion is not None:
@@ -52,14 +50,3 @@ class Door:
     def _tell(self, answer: "asyncio.Future[Completion]") -> None:
         if self._on_completion is not None:
             self._on_completion()
-
-
-def unanswered(request: Request, ending: Ending) -> Completion:
-    """A completion with nothing new."""
-    return Completion(
-        id=request.id,
-        tokens_C=np.zeros(0, np.int32),
-        logprobs_C=np.zeros(0, np.float32),
-        version_C=np.zeros(0, np.int32),
-        ending=ending,
-    )

@@ -149,16 +149,7 @@ class Turn:
 
     def drop(self) -> None:
         """Ends a turn that brought nothing."""
-        nothing = np.zeros(0, np.int32)
-        self.finish(
-            Completion(
-                id="",
-                tokens_C=nothing,
-                logprobs_C=nothing.astype(np.float32),
-                version_C=nothing,
-                ending=Ending.ERROR,
-            )
-        )
+        self.finish(Completion.empty("", Ending.ERROR))
 
 
 class Session:

@@ -122,7 +122,7 @@ class Desk:
         so the tokens are those of one piece, up to the rounding of logits. Raises Refusal for what
         the engine does not take. Cut off, it writes down what it had given.
         """
-        written, is_whole = _nothing(ask), False
+        written, is_whole = Completion.empty(ask.id, Ending.ABORT), False
         try:
             while not is_whole:
                 count = len(written.tokens_C)
@@ -228,17 +228,6 @@ def is_last(ask: Ask, piece: Completion) -> bool:
     """Whether a piece is the whole completion."""
     is_full = len(piece.tokens_C) >= ask.sampling.max_new_tokens
     return is_full or piece.ending is not Ending.LENGTH
-
-
-def _nothing(ask: Ask) -> Completion:
-    nothing = np.zeros(0, np.int32)
-    return Completion(
-        id=ask.id,
-        tokens_C=nothing,
-        logprobs_C=nothing.astype(np.float32),
-        version_C=nothing,
-        ending=Ending.ABORT,
-    )
 
 
 def _joined(written: Completion, piece: Completion) -> Completion:

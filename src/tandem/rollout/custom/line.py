@@ -10,7 +10,7 @@ import numpy as np
 
 from tandem.errors import HookError
 from tandem.hooks.asking import Ask
-from tandem.rollout.door import Door, unanswered
+from tandem.rollout.door import Door
 from tandem.types import Completion, Ending, Request, SampleKey, Sampling
 
 BRANCH = 1 << 32
@@ -83,7 +83,7 @@ def asker(
             group=f"{seed}-{whose.prompt}",
         )
         if room <= 0:
-            return unanswered(request, Ending.LENGTH)
+            return Completion.empty(request.id, Ending.LENGTH)
         if asyncio.get_running_loop() is home:
             completion = await door.ask(request)
         else:
