@@ -75,9 +75,11 @@ def host_free() -> int:
     if meminfo.is_file():
         rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         found = int(rows["MemAvailable"].split()[0]) * 1024
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        found = min(found, int(limit.read_text()) - int(used.read_text()))
+    limit = CGROUP / "memory.max"
+    if limit.is_file() and limit.read_text().strip() != "max":
+        used = int((CGROUP / "memory.current").read_text())
+        rows = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        found = min(found, int(limit.read_text()) - used + int(rows["inactive_file"]))
     return max(0, found)
 
 

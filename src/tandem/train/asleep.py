@@ -119,15 +119,16 @@ def host_memory(num_bytes: int) -> Tensor:
     Not torch's own pinned memory: that comes in powers of two.
     """
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
+    # a process that forks would be given copies of pages that the device writes to
+    for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):
+        with contextlib.suppress(OSError, AttributeError):  # a kernel without it
+            memory.madvise(getattr(mmap, advice))
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def pin(arena: Tensor) -> None:
     """Makes copies from and to this memory run at the speed of the link, beside other work."""
-    arena.zero_()  # touched by all threads: pinning alone takes page after page
+    arena[:: mmap.PAGESIZE].zero_()  # taken by all threads: pinning would take page after page
     status = torch.cuda.cudart().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
     if int(status):
         raise ResourceError(
