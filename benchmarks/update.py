@@ -42,7 +42,7 @@ from tandem.models.shape import Shape
 from tandem.sync.check import failures_of
 from tandem.train.model import Model
 from tandem.train.publish import weights_of
-from tandem.types import Canary, Weights
+from tandem.types import Weights
 
 LINK_BYTES = 363e9  # a broadcast between two H200 of one host, measured with plain NCCL
 RUNS, WARM_UPS = 5, 2
@@ -165,14 +165,13 @@ def updated(side: Side, carry: Carry, version: int) -> dict[str, float]:
     said: list[Any] = [None]
     if side.rank == 0:
         weights = weights_of(Model([side.decoder]), version, side.replayed)
-        said[0] = dict(weights.digests), weights.canary.tokens_T, weights.canary.logprobs_T
+        said[0] = dict(weights.digests), weights.canary
     marks.append(started())
     carry(version, side)
     marks.append(started())
     dist.broadcast_object_list(said, src=0)
     if side.engine is not None:
-        digests, tokens_T, logprobs_T = said[0]
-        sung = Canary(tokens_T=tokens_T, read=logprobs_T.copy)
+        digests, sung = said[0]
         sent = Weights(version=version, named=(), is_shared=True, digests=digests, canary=sung)
         failures = failures_of(side.engine, "the engine", sent, side.dtype)
         assert not failures, failures

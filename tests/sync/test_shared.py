@@ -1,5 +1,6 @@
 """A weight update is believed only with its proofs."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -205,6 +206,14 @@ def test_proofs_are_of_the_weights_as_they_were_when_they_were_asked_for(pair):
     assert before.digests == again.digests != after.digests
     assert (before.canary.logprobs_T == again.canary.logprobs_T).all()
     assert (before.canary.logprobs_T != after.canary.logprobs_T).any()
+
+
+def test_proofs_reach_another_process_as_they_are(pair):
+    weights = weights_of(pair[0], 1, Replayed())
+    digests, canary = pickle.loads(pickle.dumps((weights.digests, weights.canary)))
+    assert digests == dict(weights.digests)
+    assert (canary.tokens_T == weights.canary.tokens_T).all()
+    assert (canary.logprobs_T == weights.canary.logprobs_T).all()
 
 
 @pytest.mark.gpu

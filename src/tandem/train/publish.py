@@ -1,14 +1,14 @@
 """The policy's weights as engines get them, with their proofs; gathered where many processes hold
 parts of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tandem.carriers.buckets import grouped
+from tandem.carriers.digested import Digested
 from tandem.checkpoint.names import to_hugging_face
 from tandem.kernels.digest import start_digests
 from tandem.kernels.replay import Replayed
@@ -16,10 +16,6 @@ from tandem.models.part import gather_whole
 from tandem.train.canary import canary
 from tandem.train.model import Model
 from tandem.types import Digests, Weights
-
-AT_ONCE = 2**27
-"""Bytes of whole tensors that are held to be digested together: a launch for each of them would
-take longer than reading it."""
 
 
 def weights_of(model: Model, version: int, replayed: Replayed) -> Weights:
@@ -51,26 +47,6 @@ def named_of(model: Model) -> Iterator[tuple[str, Tensor]]:
     """
     whole = model.tensors().items() if model.is_whole else whole_tensors(model)
     yield from to_hugging_face(model.shape, whole)
-
-
-class Digested:
-    """Tensors on their way, digested as they pass; they pass once."""
-
-    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        self._groups = grouped(named, AT_ONCE)
-        self._digests: list[Digests] = []
-        self._is_over = False
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for group in self._groups:
-            self._digests.append(start_digests(group))
-            yield from group
-        self._is_over = True
-
-    def digests(self) -> dict[str, int]:
-        """Of all tensors, once all have passed."""
-        assert self._is_over, "gathered weights have digests when they were walked to their end"
-        return {name: value for some in self._digests for name, value in some.items()}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.carriers.digested import digests_of
 from tandem.checkpoint.names import from_hugging_face, to_hugging_face
 from tandem.config import EngineConfig
 from tandem.engine.torch.core import Core
@@ -19,7 +20,7 @@ from tandem.engine.torch.runner import Runner
 from tandem.engine.torch.sequence import Deliver
 from tandem.engine.torch.stops import Decodes, Stops
 from tandem.errors import CheckpointError, EngineError, SyncError
-from tandem.kernels.digest import digest_all
+from tandem.kernels.digest import start_digests
 from tandem.models.decoder import Decoder
 from tandem.models.part import gather_whole
 from tandem.types import Completion, EngineStats, Request, Weights
@@ -225,8 +226,13 @@ class TorchEngine:
         return dict(self._decoder.named_parameters())
 
     def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
-        """A digest of every tensor it samples with, by Hugging Face name, or as it is stored."""
-        return digest_all(self.named(as_stored=as_stored))
+        """A digest of every tensor it samples with, by Hugging Face name, or as it is stored.
+
+        Those of tensors in place may be read later.
+        """
+        if as_stored and self._decoder.part.mesh.sizes.is_whole:
+            return start_digests(self.tensors().items())
+        return digests_of(self.named(as_stored=as_stored))
 
     def named(self, *, as_stored: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Every tensor it samples with, whole, by Hugging Face name, or as it is stored.

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -125,12 +125,9 @@ class Rank:
         """The proofs of the weights as they are, which are `version` from now on."""
         weights = self._weights = self.trainer.weights(version)
         self._is_walked = False
-        digests, canary = weights.digests, weights.canary
-        return Proofs(
-            # gathered weights are digested on their way to the engines
-            digests=dict(digests) if weights.is_shared and digests is not None else None,
-            canary=None if canary is None else replace(canary, read=canary.logprobs_T.copy),
-        )
+        # gathered weights are digested on their way to the engines
+        digests = weights.digests if weights.is_shared else None
+        return Proofs(digests=digests, canary=weights.canary)
 
     def named(self, version: int) -> Iterable[tuple[str, Tensor]]:
         """The weights of this version by Hugging Face name; SyncError if they have moved on.
