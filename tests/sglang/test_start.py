@@ -87,6 +87,6 @@ def test_a_server_that_ends_while_the_trainer_is_built_is_told_at_once(
         told.append(caplog.text)
 
     cfg = settings(tmp_path, python)
-    with pytest.raises(EngineError, match="(?s)did not start.*made of wood"):
+    with pytest.raises(EngineError, match=r"(?s)did not start.*made of wood"):
         with_servers(cfg, place_of(shares_device=False), stack, build_trainer)
     assert "SGLang server" in told[0]
