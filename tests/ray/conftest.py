@@ -62,3 +62,21 @@ def cluster():
     ray.init(address="local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def rows_of(tiny, tmp_path_factory):
+    """The rows of metrics of a run with these flags."""
+    import torch
+
+    from tandem.config import load_config
+    from tandem.runtime import run
+
+    torch.set_num_threads(1)
+
+    def rows(words, num_rollout=2, folder=None):
+        folder = folder or tmp_path_factory.mktemp("run")
+        run(load_config(tiny.argv(folder, words, num_rollout=num_rollout)))
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    return rows

@@ -1,35 +1,13 @@
 """The same run on several layouts of processes: the samples and losses of one process."""
 
-import json
-
 import pytest
-import torch
-
-from tandem.config import load_config
-from tandem.runtime import run
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
 @pytest.fixture(scope="module")
-def rows_of(tiny, tmp_path_factory):
-    """The rows of metrics of a run with these flags."""
-    torch.set_num_threads(1)
-
-    def rows(words, num_rollout=2, folder=None):
-        folder = folder or tmp_path_factory.mktemp("run")
-        run(load_config(tiny.argv(folder, words, num_rollout=num_rollout)))
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-    return rows
-
-
-@pytest.fixture(scope="module")
 def one_process(rows_of):
     return rows_of("--runtime local")
-
-
-ONE_STEP_OFF = "--asynchronous one-step --num-rollout 3"
 
 
 def without_times(row):
@@ -47,13 +25,6 @@ def flat(row):
 def test_a_rank_and_an_engine_apart_give_the_bits_of_one_process(rows_of, one_process):
     rows = rows_of("--actor-num-gpus-per-node 1 --rollout-num-gpus 1")
     assert [without_times(row) for row in rows] == [without_times(row) for row in one_process]
-
-
-def test_one_step_off_gives_the_bits_of_one_process(rows_of):
-    alone = rows_of(f"--runtime local {ONE_STEP_OFF}")
-    apart = rows_of(f"--actor-num-gpus-per-node 1 --rollout-num-gpus 1 {ONE_STEP_OFF}")
-    assert [without_times(row) for row in apart] == [without_times(row) for row in alone]
-    assert [row["rollout/staleness/max"] for row in apart] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ class Choice:
     saves: bool = False  # what is cut off goes on in the next round
     masks_old: bool = False  # tokens of earlier weights are not trained
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether a round gives all that it began, so that no decision can be early or late."""
+        return self.keeps is None and not self.saves and self.fetch_size == self.batch_size
+
 
 Change = Callable[[tuple[Group, ...]], tuple[Group, ...]]
 Look = Callable[[tuple[Group, ...]], None]
@@ -171,7 +176,7 @@ class RolloutStage:
             fetch=fetch,
             keeps=choice.keeps,
             saves=choice.saves,
-            holds=self._holds,
+            holds=None if choice.takes_all else self._holds,
             on_sample=on_sample,
         )
         return await collection.run()

@@ -53,12 +53,11 @@ class Collection:
         holds: Holds | None,
         on_sample: Callable[[int], None],
     ) -> None:
-        """`on_sample` is called with the number of samples started, as each one ends."""
+        """`holds` is None where no decision can be early or late; `on_sample` is called with the
+        number of samples started, as each one ends."""
         self._rules, self._sampler, self._terms = rules, sampler, terms
         self._fetch, self._keeps, self._saves = fetch, keeps, saves
-        # without a filter, and with nothing saved, no decision can be early or late
-        is_exact = keeps is not None or saves
-        self._brake = Brake(holds if is_exact else None, self._is_decisive)
+        self._brake = Brake(holds, self._is_decisive)
         self._on_sample = on_sample
         self._groups: list[Group] = []
         self._num_samples = 0

@@ -74,7 +74,7 @@ def build_halves(
         trainer=IdleTrainer(None, Layout()) if trainers is None else trainers,
         layout=Layout() if trainers is None else trainers.layout,
         engine=engines,
-        holds=None,
+        holds=None if engines is None else engines.pace,
         sync=build_sync(trainers, engines, dtype),
         devices=build_devices(parts, trainers, engines, device),
         dtype=dtype,
@@ -120,6 +120,8 @@ def build_devices(
     """Whose turn it is on shared devices."""
     if engines is None:
         return Devices()
+    if parts.recipe.cfg.sync.asynchronous == "full":
+        return Devices(sampling=partial(afresh, engines), publishing=engines.paused)
     if trainers is None or not parts.placement.is_shared:
         return Devices(sampling=partial(afresh, engines))
     return Turns(

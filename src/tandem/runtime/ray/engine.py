@@ -26,7 +26,7 @@ from tandem.observe import get_logger
 from tandem.parallel import Mesh, Sizes, sizes_of
 from tandem.runtime.building import device_of
 from tandem.runtime.ray.ends import Receiver
-from tandem.runtime.ray.mailbox import Answer, Mailbox
+from tandem.runtime.ray.mailbox import Answer, Mailbox, Stretch
 from tandem.runtime.ray.rank import Rank, Recipe, Seat, another_mesh, meet
 from tandem.runtime.turns import Memory, memory_of
 from tandem.runtime.weights import fill
@@ -65,12 +65,17 @@ class EngineSide:
             records_experts=cfg.algo.use_rollout_routing_replay,
             wire=None if self.follows else self._wire,
         )
+        self._is_held = False
         self._mailbox = Mailbox(self._engine, self._give_in)
         self._receiver = Receiver(cfg, device)
 
     @property
     def has_work(self) -> bool:
-        """Whether requests are live; may be asked from another thread."""
+        """Whether requests are live and not held; may be asked from another thread."""
+        return not self._is_held and self._has_requests
+
+    @property
+    def _has_requests(self) -> bool:
         stats = self._engine.stats()
         return stats.num_running + stats.num_waiting > 0
 
@@ -100,6 +105,36 @@ class EngineSide:
     async def abort(self, ids: Sequence[str] | None) -> None:
         """Ends the named requests, or all; their answers are to be taken as others are."""
         await self._engine.abort(ids)
+
+    def hold(self) -> None:
+        """Takes no step by itself until `release`; requests may come and go."""
+        self._is_held = True
+        self._engine.hold()
+
+    def release(self) -> None:
+        """Goes on by itself."""
+        self._is_held = False
+        self._engine.release()
+
+    async def advance(self, most: int | None) -> Stretch:
+        """What was answered in so many steps of an engine that is held, fewer if all is answered.
+
+        None: up to the first step that answers something.
+        """
+        await asyncio.sleep(0)  # what was ended just now reaches the mailbox
+        answered = [(0, self._mailbox.there())]
+        num_steps, self._is_held = 0, False
+        while self._has_requests and num_steps != most:
+            self._engine.step()
+            num_steps += 1
+            await asyncio.sleep(0)  # completions reach the mailbox, and other calls have their turn
+            answers = self._mailbox.there()
+            if answers:
+                answered.append((num_steps, answers))
+                if most is None:
+                    break
+        self._is_held = True
+        return answered
 
     def named(self, version: int) -> Iterator[tuple[str, Tensor]]:
         """The weights of this version by Hugging Face name; SyncError if it has others."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tandem.observe import get_logger
 from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.carriers import Carrier
 from tandem.runtime.ray.line import Asked, Line
+from tandem.runtime.ray.pace import Pace
 from tandem.runtime.ray.watch import Watch
 from tandem.runtime.turns import Memory
 from tandem.types import Completion, EngineStats, Request, Weights
@@ -29,6 +31,9 @@ gives its handle."""
 
 Export = Callable[[int], "list[Any] | None"]
 """References to buckets of the weights of a version, from the trainer; None if it has others."""
+
+Newest = Callable[[], "tuple[int, list[Any]]"]
+"""The version of the weights that the trainer has now, and references to buckets of them."""
 
 
 class EngineFleet:
@@ -48,13 +53,15 @@ class EngineFleet:
         replace: Replace,
         carrier: Carrier | None,
         export: Export,
+        newest: Newest,
         bucket_bytes: int,
         version: int,
     ) -> None:
         """`carrier` brings new weights, and is None where there never are any; `export` brings
-        those that it did not bring."""
+        those that it did not bring, `newest` others where nobody has those any more."""
         self.lines = tuple(lines)
-        self._watch, self._replace, self._export = watch, replace, export
+        self._watch, self._replace = watch, replace
+        self._export, self._newest = export, newest
         self._carrier = carrier
         self._bucket_bytes = bucket_bytes
         self._version = version
@@ -62,7 +69,9 @@ class EngineFleet:
         self._is_asleep = False
         self._homes: dict[str, Line] = {}  # of groups, since the last weight update
         self._homeless: list[Asked] = []  # no engine is alive
+        self._loop: asyncio.AbstractEventLoop | None = None  # that requests come on
         self._lock = threading.RLock()  # a repair goes on in a thread of its own
+        self.pace = Pace(self.lines, self._call)
 
     # ---- requests
 
@@ -71,8 +80,8 @@ class EngineFleet:
 
         Wants a running event loop. The future holds an EngineError for what can never be served.
         """
-        loop = asyncio.get_running_loop()
-        asked = Asked(request, loop.create_future())
+        self._loop = asyncio.get_running_loop()
+        asked = Asked(request, self._loop.create_future())
         self._ask(asked)
         return asked.future
 
@@ -85,14 +94,26 @@ class EngineFleet:
                 self._homeless.remove(asked)
                 asked.give_up()
         if ended:
+            self.pace.look()
             await asyncio.wait([asked.future for asked in ended])
 
     def _ask(self, asked: Asked) -> None:
         line = self._line_for(asked.request)
         if line is None:
             self._homeless.append(asked)
-        else:
-            line.send(asked, self._collect)
+            return
+        line.send(asked, self._collect)
+        self.pace.go()
+
+    def _ask_homeless(self) -> None:
+        homeless, self._homeless = self._homeless, []
+        for asked in homeless:
+            self._ask(asked)
+
+    def _find_homes(self) -> None:
+        """Has requests that no engine was alive for asked on the event loop; from any thread."""
+        if self._homeless and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._ask_homeless)
 
     def _line_for(self, request: Request) -> Line | None:
         """The engine that has the request's group, else the one with the fewest requests."""
@@ -109,15 +130,20 @@ class EngineFleet:
 
     async def _collect(self, line: Line) -> None:
         """Takes answers of one engine until it owes none; woken by an answer or its death."""
-        while line.is_alive and line.num_asked:
-            handle = line.handle
-            try:
-                line.deliver(await handle.sample.remote("take"))
-            except RayActorError as error:
-                if line.handle is handle:  # else another is there already
-                    await self._lost(line, error)
-            except Exception as error:
-                line.fail(EngineError(f"{line.name} failed: {type(error).__name__}: {error}"))
+        while line.is_alive and line.num_asked and not self.pace.is_on:
+            line.deliver(await self._call(line, "take") or ())
+
+    async def _call(self, line: Line, verb: str, *arguments: Any) -> Any:
+        """What the engine says; None where it died or failed, which is seen to."""
+        handle = line.handle
+        try:
+            return await handle.sample.remote(verb, *arguments)
+        except RayActorError as error:
+            if line.handle is handle:  # else another is there already
+                await self._lost(line, error)
+        except Exception as error:
+            line.fail(EngineError(f"{line.name} failed: {type(error).__name__}: {error}"))
+        return None
 
     async def _lost(self, line: Line, error: Exception) -> None:
         """Asks a dead engine's requests of others, and puts another in its place."""
@@ -129,9 +155,7 @@ class EngineFleet:
             self._fail(fault)
             return
         if line.is_alive:
-            homeless, self._homeless = self._homeless, []
-            for asked in homeless:
-                self._ask(asked)
+            self._ask_homeless()
 
     def _mourn(self, line: Line, error: Exception) -> list[Asked]:
         """The requests that a dead engine leaves; raises ResourceError where it may not die."""
@@ -165,7 +189,8 @@ class EngineFleet:
     def _repair(self, line: Line) -> None:
         """Puts another process in the place of a dead engine, with the fleet's weights.
 
-        It stays without work while nobody has those weights any more: the next update brings some.
+        Where nobody has those any more, it stays without work until the next update brings some,
+        or takes the newest, if no other engine is there to sample meanwhile.
         """
         with self._lock:
             if line.is_alive:
@@ -173,12 +198,21 @@ class EngineFleet:
             self._revive(line)
             if self._has_weights:
                 refs = self._current_weights()
-                if refs is None:
+                if refs is None and any(other.is_alive for other in self.lines):
                     log.warning("%s is back and waits for the next weight update", line.name)
                     return
+                if refs is None:
+                    old, (self._version, refs) = self._version, self._newest()
+                    log.warning(
+                        "nobody has weights %d any more: what is asked goes on with %d",
+                        old,
+                        self._version,
+                    )
                 self._tell(line, "update", line.handle.update.remote(self._version, refs))
             if self._is_asleep:
                 self._tell(line, "sleep", line.handle.sample.remote("sleep"))
+            if self.pace.is_on:
+                self._tell(line, "hold", line.handle.sample.remote("hold"))
             line.open(line.handle)
             log.info("%s is back with weights %d", line.name, self._version)
 
@@ -228,6 +262,7 @@ class EngineFleet:
                     if isinstance(fault, RayActorError):
                         self._homeless += self._mourn(line, fault)
                 self.send_again({line.name: str(fault) for line, fault in faults.items()})
+            self._find_homes()
 
     def send_again(self, missed: Mapping[str, str]) -> None:
         """Puts the weights of the last update once more into engines that missed it.
@@ -250,6 +285,14 @@ class EngineFleet:
     def update_numbers(self) -> Mapping[str, float]:
         """Metrics of how the last weights were carried."""
         return {} if self._carrier is None else self._carrier.numbers()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it no engine takes a step, whatever is being sampled: so nobody samples with
+        weights that were not proven yet."""
+        self._sample("hold")
+        yield
+        self._sample("release")
 
     def forget(self) -> None:
         """Drops cached prefixes of every engine."""
@@ -326,6 +369,7 @@ class EngineFleet:
         while True:
             if ref is None:
                 self._repair(line)
+                self._find_homes()
                 ref = call(line)
             try:
                 return self._tell(line, verb, ref)

@@ -78,14 +78,21 @@ class Line:
         self._asked[id] = asked
         asked.future.add_done_callback(lambda future: self._drop(asked, future))
         if not self._unsent:
-            loop.call_soon(self._flush)
+            loop.call_soon(self.flush)
         self._unsent.append(asked)
         if self._collecting is None or self._collecting.done():
             self._collecting = loop.create_task(collect(self))
 
+    def flush(self) -> None:
+        """Sends what is queued now."""
+        unsent: Sequence[Asked] = self._unsent
+        self._unsent = []
+        if unsent and self.is_alive:
+            self.handle.sample.remote("ask", [one.request for one in unsent])
+
     def end(self, ids: set[str] | None) -> list[Asked]:
         """Aborts the named requests, or all; those that it will answer with what was written."""
-        self._flush()
+        self.flush()
         ended = [one for id, one in self._asked.items() if ids is None or id in ids]
         for one in ended:
             one.is_ended = True
@@ -123,16 +130,10 @@ class Line:
         for one in asked:
             one.fail(fault)
 
-    def _flush(self) -> None:
-        unsent: Sequence[Asked] = self._unsent
-        self._unsent = []
-        if unsent and self.is_alive:
-            self.handle.sample.remote("ask", [one.request for one in unsent])
-
     def _drop(self, asked: Asked, future: "asyncio.Future[Completion]") -> None:
         """Ends a request whose future was cancelled; its answer is not waited for."""
         if future.cancelled() and self._asked.get(asked.request.id) is asked:
-            self._flush()
+            self.flush()
             del self._asked[asked.request.id]
             if self.is_alive:
                 self.handle.sample.remote("abort", [asked.request.id])

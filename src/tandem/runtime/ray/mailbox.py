@@ -11,6 +11,9 @@ from tandem.types import Completion, Request
 Answer = tuple[str, Completion | EngineError]
 """A request's id, and what came of it."""
 
+Stretch = list[tuple[int, list[Answer]]]
+"""What was answered after each of some steps, by their number from 1; 0: before the first."""
+
 
 class Mailbox:
     """Passes requests to an engine on the running event loop and keeps answers until asked."""
@@ -34,6 +37,10 @@ class Mailbox:
     async def take(self) -> list[Answer]:
         """What has been answered since the last call; waits for one; woken by a completion."""
         await self._has_answers.wait()
+        return self.there()
+
+    def there(self) -> list[Answer]:
+        """What has been answered since the last call, if anything."""
         answers, self._answers = self._answers, []
         self._has_answers.clear()
         return answers

@@ -84,6 +84,11 @@ def build_engines(parts: Parts, trainers: TrainerFleet | None) -> EngineFleet:
         return handles[name]
 
     bucket_bytes = cfg.sync.update_weight_buffer_size
+
+    def newest() -> tuple[int, list[Any]]:
+        assert trainers is not None, "newer weights, and nobody who trains"
+        return trainers.newest(bucket_bytes)
+
     by_folder = cfg.sync.update_weight_transport == "disk"
     is_lent = trainers is not None and trainers.lends and not by_folder
     is_whole = is_lent and trainers is not None and trainers.is_whole
@@ -102,6 +107,7 @@ def build_engines(parts: Parts, trainers: TrainerFleet | None) -> EngineFleet:
         replace=replaced,
         carrier=None if trainers is None else carrier_of(cfg, trainers),
         export=lambda v: None if trainers is None else trainers.export(v, bucket_bytes),
+        newest=newest,
         bucket_bytes=bucket_bytes,
         version=opening.version,
     )
