@@ -70,9 +70,9 @@ def test_sets_may_be_named_by_their_keys(sets):
         ("eval: {datasets: [{path: p}]}", "eval.datasets[0] has no name"),
         (
             "eval: {datasets: {a: {path: p, top_k: many}}}",
-            "eval.datasets.a.top_k: 'many': wanted int",
+            "eval.datasets.a.top_k: 'many': wanted a whole number",
         ),
-        ("eval: {datasets: {a: {path: p, top_k: true}}}", "wanted int"),
+        ("eval: {datasets: {a: {path: p, top_k: true}}}", "wanted a whole number"),
         ("eval: {datasets: {a: {path: '${x}'}}}", "references to other entries"),
         ("eval: {datasets: {a: {path: p, repetition_penalty: 1.1}}}", "not yet"),
         ("eval: {datasets: [3]}", "eval.datasets[0]: wanted `path:`"),

@@ -1,61 +1,20 @@
 """Evaluation sets: from flags or a YAML file, with every setting filled in (dialect 2.10, 26)."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from tandem.config.draft import Draft
+from tandem.config.fields import WrongValue, from_yaml, knob_of, knobs
 from tandem.config.nearest import nearest
 from tandem.config.sections.sampling import EvalSet
 
-SOURCES = {
-    "rm_type": None,
-    "custom_rm_path": None,
-    "input_key": "eval_input_key",
-    "label_key": "eval_label_key",
-    "tool_key": "eval_tool_key",
-    "metadata_key": "metadata_key",
-    "multimodal_keys": "multimodal_keys",
-    "apply_chat_template": "apply_chat_template",
-    "apply_chat_template_kwargs": "apply_chat_template_kwargs",
-    "n_samples_per_eval_prompt": "n_samples_per_eval_prompt",
-    "temperature": "eval_temperature",
-    "top_p": "eval_top_p",
-    "top_k": "eval_top_k",
-    "max_response_len": "eval_max_response_len",
-    "max_prompt_len": "eval_max_prompt_len",
-    "max_context_len": "eval_max_context_len",
-    "min_new_tokens": "eval_min_new_tokens",
-    "stop": "rollout_stop",
-    "stop_token_ids": "rollout_stop_token_ids",
-    "skip_special_tokens": "rollout_skip_special_tokens",
-    "custom_generate_function_path": "custom_generate_function_path",
-    "metadata_overrides": None,
-}
-"""Where a set's value comes from when the file does not say: one of our fields.
+OWN = ("name", "path", "rm_type", "custom_rm_path", "metadata_overrides")
+"""Fields of a set that no flag gives. Its reward is not inherited: a set's own would win over what
+a prompt's metadata asks for."""
 
-The reward is not inherited here: a set's own would win over what a prompt's metadata asks for.
-"""
-
-KINDS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "path": (str,),
-    "multimodal_keys": (dict,),
-    "apply_chat_template": (bool,),
-    "apply_chat_template_kwargs": (dict,),
-    "n_samples_per_eval_prompt": (int,),
-    "temperature": (float, int),
-    "top_p": (float, int),
-    "top_k": (int,),
-    "max_response_len": (int,),
-    "max_prompt_len": (int,),
-    "max_context_len": (int,),
-    "min_new_tokens": (int,),
-    "stop": (list, str),
-    "stop_token_ids": (list, int),
-    "skip_special_tokens": (bool,),
-    "metadata_overrides": (dict,),
-}
-"""Kinds of the file's values; text where none is named."""
+KNOBS = {entry.name: knob_of("eval", entry) for entry in fields(EvalSet)}
+"""How each field of a set is read."""
 
 NOT_YET = (
     "repetition_penalty",
@@ -98,13 +57,13 @@ def _from_file(draft: Draft, file: Any) -> tuple[tuple[EvalSet, ...], tuple[str,
     defaults = top.get("defaults") or {}
     if not isinstance(defaults, Mapping):
         return (), (f"{where}: eval.defaults: wanted `name: value` lines",)
-    failures += _faults(f"{where}: eval.defaults", defaults, {*SOURCES})
+    failures += _faults(f"{where}: eval.defaults", defaults, {*KNOBS} - {"name", "path"})
     entries = []
     for place, entry in _entries(top["datasets"]):
         if not isinstance(entry, Mapping):
             failures.append(f"{where}: {place}: wanted `path:` and settings, or a path")
             continue
-        faults = list(_faults(f"{where}: {place}", entry, {"name", "path", *SOURCES}))
+        faults = list(_faults(f"{where}: {place}", entry, {*KNOBS}))
         faults += [
             f"{where}: {place} has no {key}" for key in ("name", "path") if not entry.get(key)
         ]
@@ -137,37 +96,26 @@ def _faults(place: str, entry: Mapping[str, Any], known: set[str]) -> Iterator[s
             yield f"{place}: unknown name {key}{nearest(str(key), known)}"
         elif isinstance(value, str) and "${" in value:
             yield f"{place}.{key}: {value}: references to other entries are not followed"
-        elif value is not None and not _is_kind(_number(key, value), KINDS.get(key, (str,))):
-            yield f"{place}.{key}: {value!r}: wanted {KINDS.get(key, (str,))[0].__name__}"
-
-
-def _is_kind(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-
-
-def _number(key: str, value: Any) -> Any:
-    """YAML reads 1e-5 as text; a number is meant where a number belongs."""
-    if isinstance(value, str) and float in KINDS.get(key, ()):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        elif value is not None:
+            try:
+                from_yaml(KNOBS[key], value)
+            except WrongValue as wanted:
+                yield f"{place}.{key}: {value!r}: wanted {wanted}"
 
 
 def _built(draft: Draft, entry: Mapping[str, Any]) -> EvalSet:
-    values: dict[str, Any] = {"name": str(entry["name"]), "path": entry["path"]}
-    for key, source in SOURCES.items():
+    values: dict[str, Any] = {}
+    for key, knob in KNOBS.items():
         if entry.get(key) is not None:
-            values[key] = _number(key, entry[key])
-        elif source is not None:
-            values[key] = draft[source]
-    for key in ("stop", "stop_token_ids"):
-        value = values[key]
-        values[key] = tuple(value) if isinstance(value, list | tuple) else (value,)
-    for key in ("temperature", "top_p"):
-        values[key] = float(values[key])
+            values[key] = from_yaml(knob, entry[key])
+        elif key not in OWN:
+            values[key] = draft[source_of(key)]
     return EvalSet(**values)
+
+
+def source_of(key: str) -> str:
+    """The setting that a field of a set comes from when the file does not say."""
+    return next(name for name in (f"eval_{key}", key, f"rollout_{key}") if name in knobs())
 
 
 def _repeated(sets: tuple[EvalSet, ...]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def knobs() -> Mapping[str, Knob]:
             if entry.metadata.get("derived"):
                 continue
             assert entry.name not in found, f"two sections have a field {entry.name}"
-            found[entry.name] = _knob(section, entry)
+            found[entry.name] = knob_of(section, entry)
     return found
 
 
@@ -130,15 +130,15 @@ def from_yaml(knob: Knob, value: Any) -> Any:
     return from_words(knob, [str(value)])
 
 
-def _knob(section: str, entry: Field) -> Knob:
+def knob_of(section: str, entry: Field) -> Knob:
+    """A field of a section as a setting."""
     # `int | None` is a UnionType, `Literal[...] | None` a typing.Union
     is_union = isinstance(entry.type, UnionType) or NoneType in get_args(entry.type)
     options = list(get_args(entry.type)) if is_union else [entry.type]
     (kind,) = (option for option in options if option is not NoneType)
     choices = tuple(get_args(kind)) if get_origin(kind) is Literal else ()
-    default = entry.default
-    if default is MISSING:
-        assert entry.default_factory is not MISSING, f"field {entry.name} has no default"
+    default = None if entry.default is MISSING else entry.default
+    if entry.default_factory is not MISSING:
         default = entry.default_factory()
     return Knob(
         section=section,
