@@ -75,7 +75,7 @@ def launch(
         members = _found(cfg, line) if cfg.rollout.rollout_external_engine_addrs else []
         is_ours = not members
         for number, plan in enumerate(_plans(cfg, place) if is_ours else ()):
-            process = _process(cfg, number, plan, place.engines[number], hosting)
+            process = _process(cfg, number, plan, place, hosting)
             stack.callback(process.kill)
             process.start()
             name = f"SGLang server {number}"
@@ -178,12 +178,10 @@ def _plans(cfg: Config, place: Place) -> list[ServerPlan]:
     ]
 
 
-def _process(
-    cfg: Config, number: int, plan: ServerPlan, spots: Sequence[Spot], hosting: Hosting
-) -> Runs:
+def _process(cfg: Config, number: int, plan: ServerPlan, place: Place, hosting: Hosting) -> Runs:
     """What runs an engine: a process, or one on each host that it spans."""
     assert cfg.observe.run_dir, "resolve names a run folder"
-    logs = Path(cfg.observe.run_dir).absolute() / "logs"
+    logs, spots = Path(cfg.observe.run_dir).absolute() / "logs", place.engines[number]
 
     def hosted(node: int, head: str | None) -> Runs:
         spot = spots[node]
@@ -192,7 +190,7 @@ def _process(
             f"SGLang server {number}" + (f" (its part {node}, on {spot.host})" if node else ""),
             told.words,
             logs / (f"sglang_{number}" + (f"_{node}" if node else "") + ".log"),
-            environment=_environment(plan.is_cpu, spot),
+            environment=_environment(place, spot),
             host=spot.host,
         )
         return hosting(spot, process)
@@ -203,14 +201,17 @@ def _process(
     return Spanning(hosted(0, None), lambda head: [hosted(node, head) for node in rest])
 
 
-def _environment(is_cpu: bool, spot: Spot) -> dict[str, str]:
+def _environment(place: Place, spot: Spot) -> dict[str, str]:
     """What servers find in their environment besides the run's own."""
-    if is_cpu:
+    if place.is_cpu:
         has_far_peers = spot.host not in LOOPBACK
         ways = {} if has_far_peers else {"GLOO_SOCKET_IFNAME": "lo"}
         return {"SGLANG_USE_CPU_ENGINE": "1", **ways}
     # both sides of an NCCL group must agree on it
     environment = {"NCCL_CUMEM_ENABLE": "0"}
+    if place.shares_device:
+        # what the ranks leave free differs from device to device; the least of it counts
+        environment["SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK"] = "false"
     if spot.visible:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(spot.visible)
     return environment
