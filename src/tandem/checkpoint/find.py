@@ -32,6 +32,9 @@ from tandem.observe.journal import (
 
 Kind = Literal["torch_dist", "hugging_face", "random"]
 
+Recognised = tuple[Kind, Iteration | None, str]
+"""Format and iteration of a folder, and a remark."""
+
 # what a file browser, a version control system or a queue leaves in any folder
 _NO_CONTENT = (".DS_Store", ".gitignore", ".gitkeep", ".nfs")
 
@@ -44,11 +47,11 @@ class Found:
     """What to load, and the sentence for the log that says why."""
 
     kind: Kind
-    path: Path | None  # root of a torch_dist checkpoint or a Hugging Face folder; None: random
-    iteration: Iteration | None  # of a torch_dist checkpoint
-    is_resume: bool  # everything is loaded; else weights only
-    is_fallback: bool  # --load was given and is not there yet: say it loudly
     message: str
+    path: Path | None = None  # root of a torch_dist checkpoint or a Hugging Face folder
+    iteration: Iteration | None = None  # of a torch_dist checkpoint
+    is_resume: bool = False  # everything is loaded; else weights only
+    is_fallback: bool = False  # --load was given and is not there yet: say it loudly
 
     @property
     def start_rollout_id(self) -> int:
@@ -93,52 +96,37 @@ def decide_reference(
 
 
 def _from_load(root: Path, step: int | None, finetune: bool) -> Found:
-    found = _recognise(root, "--load", step)
-    if found is None:
-        raise CheckpointError(
-            f"--load {root} is neither a checkpoint (no {TRACKER}) nor a Hugging Face folder (no "
-            f"config.json); it holds {_listing(root)}. Point it at the --save folder of the run to "
-            "resume, or at an empty or absent folder to start anew"
-        )
-    kind, iteration, how = found
-    is_resume = kind == "torch_dist" and isinstance(iteration, int) and not finetune
-    if is_resume and iteration is not None and is_megatron(folder_of(root, iteration)):
+    hint = (
+        ". Point it at the --save folder of the run to resume, or at an empty or absent folder to "
+        "start anew"
+    )
+    kind, iteration, how = _recognised(root, "--load", step, hint)
+    if kind != "torch_dist" or not isinstance(iteration, int) or finetune:
+        return _weights(root, "--load", (kind, iteration, how))
+    if is_megatron(folder_of(root, iteration)):
         raise CheckpointError(
             f"--load {root} iteration {iteration} was written by Megatron: its weights can be "
             "taken, its optimizer and its place in the data cannot. Pass --finetune to start a new "
             "run from the weights"
         )
-    if is_resume:
-        message = f"Resuming from {root}, rollout {iteration}{how}"
-    else:
-        what = f"iteration {iteration}" if kind == "torch_dist" else "Hugging Face weights"
-        message = f"Weights from --load {root} ({what}{how}); starting at rollout 0"
     return Found(
         kind=kind,
         path=root,
         iteration=iteration,
-        is_resume=is_resume,
-        is_fallback=False,
-        message=message,
+        is_resume=True,
+        message=f"Resuming from {root}, rollout {iteration}{how}",
     )
 
 
 def _from_weights(
     load: str | None, ref_load: str | None, hf_checkpoint: str | None, step: int | None, init: str
 ) -> Found:
-    if load is None:
-        reason = ""
-    else:
+    reason = ""
+    if load is not None:
         reason = f"--load {load} {_lack(load)}: this is a NEW run, nothing is resumed. "
     if init == "random":
-        return Found(
-            kind="random",
-            path=None,
-            iteration=None,
-            is_resume=False,
-            is_fallback=load is not None,
-            message=f"{reason}Random weights (--init random); starting at rollout 0",
-        )
+        message = f"{reason}Random weights (--init random); starting at rollout 0"
+        return Found(kind="random", is_fallback=load is not None, message=message)
     flag, source = ("--ref-load", ref_load) if ref_load else ("--hf-checkpoint", hf_checkpoint)
     if not source:
         raise CheckpointError(
@@ -148,28 +136,34 @@ def _from_weights(
     root = Path(source)
     if not root.is_dir():
         raise CheckpointError(f"{flag} {root} is not a folder; weights to start from are wanted")
-    found = _recognise(root, flag, step)
-    if found is None:
-        raise CheckpointError(
-            f"{flag} {root} is neither a checkpoint (no {TRACKER}) nor a Hugging Face folder (no "
-            f"config.json); it holds {_listing(root)}"
-        )
-    kind, iteration, how = found
+    return _weights(root, flag, _recognised(root, flag, step), reason)
+
+
+def _weights(root: Path, flag: str, recognised: Recognised, reason: str = "") -> Found:
+    """Weights alone; `reason` says why no run is resumed that was to be."""
+    kind, iteration, how = recognised
     what = f"iteration {iteration}" if kind == "torch_dist" else "Hugging Face weights"
     return Found(
         kind=kind,
         path=root,
         iteration=iteration,
-        is_resume=False,
-        is_fallback=load is not None,
+        is_fallback=bool(reason),
         message=f"{reason}Weights from {flag} {root} ({what}{how}); starting at rollout 0",
     )
 
 
-def _recognise(
-    root: Path, flag: str, step: int | None
-) -> tuple[Kind, Iteration | None, str] | None:
-    """Format, iteration and a remark, once the folder is known to be whole; None: not a model."""
+def _recognised(root: Path, flag: str, step: int | None, hint: str = "") -> Recognised:
+    found = _recognise(root, flag, step)
+    if found is None:
+        raise CheckpointError(
+            f"{flag} {root} is neither a checkpoint (no {TRACKER}) nor a Hugging Face folder (no "
+            f"config.json); it holds {_listing(root)}{hint}"
+        )
+    return found
+
+
+def _recognise(root: Path, flag: str, step: int | None) -> Recognised | None:
+    """What the folder holds, once it is known to be whole; None: not a model."""
     if (root / TRACKER).is_file():
         iteration = latest(root) if step is None else step
         complete_folder(root, iteration)
@@ -183,7 +177,7 @@ def _recognise(
     return None
 
 
-def _without_tracker(root: Path, flag: str, step: int | None) -> tuple[Kind, Iteration, str]:
+def _without_tracker(root: Path, flag: str, step: int | None) -> Recognised:
     there = complete_iterations(root)
     if step is not None:
         complete_folder(root, step)
