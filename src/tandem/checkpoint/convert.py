@@ -97,62 +97,64 @@ def torch_dist_to_hf(
 
 
 def convert_command(argv: Sequence[str]) -> int:
-    """The exit status of `tandem convert`: to-torch-dist or to-hugging-face, and their flags."""
-    ways = {
-        "to-torch-dist": _to_torch_dist_command,
-        "to-megatron": _to_megatron_command,
-        "to-hugging-face": _to_hugging_face_command,
-    }
+    """The exit status of `tandem convert`: to-torch-dist, to-megatron or to-hugging-face."""
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(argv)
+    if rest and chosen.way != "to-torch-dist":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if chosen.way == "to-torch-dist":
+        given = parse(rest)
+        failures = given.failures + [f"{said}: {why}" for said, why in given.refused.items()]
+        if failures:
+            raise ConfigError(failures)
+        unused = [f"--{name.replace('_', '-')}" for name in given.values]
+        if unused:
+            _say(f"without effect on a conversion: {', '.join(unused)}")
+        written = hf_to_torch_dist(chosen.hf_checkpoint, chosen.save, expected=given.expectations)
+        _say(f"wrote {written}; use it as --ref-load {chosen.save}")
+    elif chosen.way == "to-megatron":
+        _say(f"wrote {hf_to_megatron(chosen.hf_checkpoint, chosen.save)}")
+    else:
+        if chosen.model_name:
+            _say("--model-name has no effect: the origin's config names the model")
+        written = torch_dist_to_hf(
+            chosen.input_dir,
+            chosen.output_dir,
+            chosen.origin_hf_dir,
+            force=chosen.force,
+            add_missing=chosen.add_missing_from_origin_hf,
+            chunk_bytes=chosen.chunk_size,
+            vocab_size=chosen.vocab_size,
+        )
+        _say(f"wrote {written}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tandem convert", description="Converts checkpoints, bit for bit.", allow_abbrev=False
     )
-    parser.add_argument("way", choices=ways)
-    chosen = parser.parse_args(argv[:1])
-    return ways[chosen.way](argv[1:])
-
-
-def _to_torch_dist_command(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="tandem convert to-torch-dist",
-        description="Writes the release folder of a checkpoint from a Hugging Face folder.",
-        epilog="Model flags of launch scripts (--num-layers ...) are checked against the folder.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--hf-checkpoint", required=True, help="Hugging Face folder to read")
-    parser.add_argument("--save", required=True, help="root of the checkpoint to write")
-    chosen, rest = parser.parse_known_args(argv)
-    given = parse(rest)
-    failures = given.failures + [f"{said}: {why}" for said, why in given.refused.items()]
-    if failures:
-        raise ConfigError(failures)
-    unused = [f"--{name.replace('_', '-')}" for name in given.values]
-    if unused:
-        _say(f"without effect on a conversion: {', '.join(unused)}")
-    written = hf_to_torch_dist(chosen.hf_checkpoint, chosen.save, expected=given.expectations)
-    _say(f"wrote {written}; use it as --ref-load {chosen.save}")
-    return 0
-
-
-def _to_megatron_command(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="tandem convert to-megatron",
-        description="Writes a Hugging Face folder as a release of Megatron-Core's torch_dist.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--hf-checkpoint", required=True, help="Hugging Face folder to read")
-    parser.add_argument("--save", required=True, help="root of the checkpoint to write")
-    chosen = parser.parse_args(argv)
-    _say(f"wrote {hf_to_megatron(chosen.hf_checkpoint, chosen.save)}")
-    return 0
-
-
-def _to_hugging_face_command(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="tandem convert to-hugging-face",
+    ways = parser.add_subparsers(dest="way", required=True)
+    for way, description, epilog in (
+        (
+            "to-torch-dist",
+            "Writes the release folder of a checkpoint from a Hugging Face folder.",
+            "Model flags of launch scripts (--num-layers ...) are checked against the folder.",
+        ),
+        (
+            "to-megatron",
+            "Writes a Hugging Face folder as a release of Megatron-Core's torch_dist.",
+            None,
+        ),
+    ):
+        one = ways.add_parser(way, description=description, epilog=epilog, allow_abbrev=False)
+        one.add_argument("--hf-checkpoint", required=True, help="Hugging Face folder to read")
+        one.add_argument("--save", required=True, help="root of the checkpoint to write")
+    add = ways.add_parser(
+        "to-hugging-face",
         description="Writes a Hugging Face folder from a checkpoint.",
         allow_abbrev=False,
-    )
-    add = parser.add_argument
+    ).add_argument
     add("--input-dir", required=True, help="root of a checkpoint, or one of its iter_ folders")
     add("--output-dir", required=True, help="folder to write")
     add("--origin-hf-dir", required=True, help="folder whose config and tokenizer are copied")
@@ -166,20 +168,7 @@ def _to_hugging_face_command(argv: Sequence[str]) -> int:
     add("--chunk-size", type=_bytes_of, default=CHUNK_BYTES, help="bytes of a weight file, as 5GiB")
     add("--vocab-size", type=int, help="cut padded rows of the vocabulary off")
     add("--model-name", help="without effect: the origin's config names the model")
-    chosen = parser.parse_args(argv)
-    if chosen.model_name:
-        _say("--model-name has no effect: the origin's config names the model")
-    written = torch_dist_to_hf(
-        chosen.input_dir,
-        chosen.output_dir,
-        chosen.origin_hf_dir,
-        force=chosen.force,
-        add_missing=chosen.add_missing_from_origin_hf,
-        chunk_bytes=chosen.chunk_size,
-        vocab_size=chosen.vocab_size,
-    )
-    _say(f"wrote {written}")
-    return 0
+    return parser
 
 
 def _resolve(folder: Path) -> Path:
