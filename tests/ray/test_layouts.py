@@ -43,7 +43,7 @@ def test_an_engine_over_two_processes_samples_what_one_does(words, rows_of, one_
 @pytest.mark.parametrize(
     "words",
     [
-        "--actor-num-gpus-per-node 2 --colocate",
+        "--actor-num-gpus-per-node 2 --colocate --offload-train",
         "--actor-num-gpus-per-node 2 --rollout-num-gpus 1 --tensor-model-parallel-size 2 "
         "--sequence-parallel",
         "--actor-num-gpus-per-node 2 --colocate --pipeline-model-parallel-size 2",
@@ -55,7 +55,7 @@ def test_several_ranks_learn_what_one_learns(words, rows_of, one_process):
 
 def test_a_run_saved_on_two_shared_devices_goes_on_apart(rows_of, one_process, tmp_path):
     keeping = f"--load {tmp_path} --save {tmp_path} --save-interval 1"
-    first = f"{keeping} --actor-num-gpus-per-node 2 --colocate"
+    first = f"{keeping} --actor-num-gpus-per-node 2 --colocate --offload-train"
     then = f"{keeping} --actor-num-gpus-per-node 1 --rollout-num-gpus 1"
     rows_of(first, num_rollout=1, folder=tmp_path)
     check_near(rows_of(then, num_rollout=2, folder=tmp_path), one_process)
