@@ -51,7 +51,7 @@ quickstart: $(READY)  ## trains a small model on this machine and shows that it 
 	$(RUN) examples/quickstart/run.py
 
 bench: $(READY)  ## the benchmarks that run without a GPU
-	@for script in benchmarks/*_cpu.py; do \
+	@for script in benchmarks/*_cpu.py benchmarks/asynchrony.py; do \
 		echo "== $$script"; $(RUN) "$$script" || exit 1; done
 
 clean:  ## removes caches and build output (runs and .venv stay)
