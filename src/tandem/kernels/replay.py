@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from tandem.kernels.later import Later
+
 Run = Callable[[], Tensor]
 
 
@@ -12,37 +14,42 @@ class Replayed:
     """Runs a computation; on CUDA, from the third time on as a graph that the second one recorded.
 
     Its hundreds of launches cost the host more than a few rows cost the device. What is recorded
-    holds addresses, so it serves while the key, which names them, is the same.
+    holds addresses, so it serves while the key, which names them, is the same. A graph runs on a
+    stream of its own, beside what is launched after it: few rows leave most of a device idle.
     """
 
     def __init__(self) -> None:
         self._key: Hashable = None
         self._run: Run | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._out: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, key: Hashable, prepare: Callable[[], Run]) -> Tensor:
+    def __call__(self, key: Hashable, prepare: Callable[[], Run]) -> Later:
         """What the computation gives; read it before the next call. `prepare` makes it, once a
         key, with inputs that stay where they are."""
         if self._run is None or key != self._key:
             self._key, self._run = key, prepare()
             self._graph = self._out = None
-            return self._run()
-        if self._graph is None:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            return Later(self._run())
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            if self._graph is None:
                 self._run()  # libraries are set up outside of the graph
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                self._graph, stream=stream
-            ):  # torch's own may be another device's
-                self._out = self._run()
-        self._graph.replay()
-        assert self._out is not None, "a graph was recorded without its result"
-        return self._out
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph, stream=self._stream):
+                    self._out = self._run()
+            self._graph.replay()
+            assert self._out is not None, "a graph was recorded without its result"
+            return Later(self._out)
+
+    def settle(self) -> None:
+        """What is launched from now on comes after it: its inputs may be changed."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
 
 
 def places_of(module: torch.nn.Module) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy as np
 
-from tandem.kernels.later import Later
 from tandem.kernels.replay import Replayed, Run, places_of
 from tandem.packing.row import Item, build_row
 from tandem.parallel import row_multiple
@@ -25,7 +24,7 @@ def canary(model: Model, replayed: Replayed | None = None) -> Canary:
     tokens_T = canary_tokens(model.shape.vocab)[: model.shape.max_positions]
     if replayed is not None and _is_replayable(model):
         (part,) = model.parts
-        found = Later(replayed(places_of(part), partial(_prepared, model, tokens_T)))
+        found = replayed(places_of(part), partial(_prepared, model, tokens_T))
         return Canary(tokens_T=tokens_T, read=lambda: _shifted(found.read()[0], len(tokens_T)))
     (found_T,) = model.scores([_batch(model, tokens_T)], Scoring())
     return Canary(tokens_T=tokens_T, read=_shifted(found_T, len(tokens_T)).copy)

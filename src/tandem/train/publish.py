@@ -28,14 +28,15 @@ def weights_of(model: Model, version: int, replayed: Replayed) -> Weights:
         walk = Digested(named_of(model))
         said = canary(model, replayed)
         return Weights(version=version, named=walk, digests=Digests(walk.digests), canary=said)
+    said = canary(model, replayed)  # first: a GPU reads all tensors beside it
     stored = dict(model.named_parameters())
     return Weights(
         version=version,
         named=named_of(model),
         is_shared=True,
         stored=stored,
-        digests=start_digests(stored.items()),  # first, so that the rest is launched meanwhile
-        canary=canary(model, replayed),
+        digests=start_digests(stored.items()),
+        canary=said,
     )
 
 

@@ -137,6 +137,7 @@ class LocalTrainer:
         `--no-check-for-nan-in-loss-and-grad` asks to skip such steps.
         """
         algo = self._learning.algo
+        self._canary.settle()
         if self._learning.optim.reset_optimizer_states:
             self._descent.optimizer.forget()
             if self._critic is not None:

@@ -211,10 +211,10 @@ class Runner:
         is_alone = self.decoder.part.mesh.tensor.size == 1
         if self._graphs is not None and is_alone and self.decoder.shape.mixture is None:
             key = (tokens_T.tobytes(), *places_of(self.decoder))
-            found_T = self._canary(key, prepare)
+            found = self._canary(key, prepare)
         else:
-            found_T = prepare()()
-        (logprobs_T[1:],) = Later(found_T).read()
+            found = Later(prepare()())
+        (logprobs_T[1:],) = found.read()
         return logprobs_T
 
     def _logprobs(self, batch: Prefill, following_T: np.ndarray) -> Run:
