@@ -17,6 +17,7 @@ from tandem.kernels.device import is_half
 
 _TILE = 64  # rows of a wgmma
 _TILE_FP32 = 16  # more do not fit the registers
+_STAGES = 2  # blocks of keys on their way; no bit depends on it
 _PROGRAMS = 2048  # enough to fill 132 multiprocessors several times
 
 
@@ -63,7 +64,7 @@ def _decode(q_RNH, k_cache, v_cache, prefix, table_RB, lengths_R, scale) -> Tens
     tile = _TILE if is_half(q_RNH) else max(_TILE_FP32, triton.next_power_of_2(per_key))
     assert per_key <= tile, f"{per_key} query heads a key head are more than a tile has rows"
     shared = {"N": heads, "K": key_heads, "H": size, "BLOCK_M": tile, "CHUNK": CHUNK}
-    pages = {"BS": block, "BLOCK_N": BLOCK_N, "num_warps": 4, "num_stages": 2}
+    pages = {"BS": block, "BLOCK_N": BLOCK_N, "num_warps": 4, "num_stages": _STAGES}
     blocks = table_RB.shape[1] + (0 if prefix is None else prefix[0].shape[1])
     chunks = triton.cdiv(blocks * block, CHUNK)
     state = q_RNH.new_empty((chunks, *q_RNH.shape), dtype=torch.float32)
