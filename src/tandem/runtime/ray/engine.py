@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tandem.carriers.group import Member
-from tandem.checkpoint.names import to_hugging_face
 from tandem.config import Config, ParallelConfig
 from tandem.data import load_tokenizer
 from tandem.engine.torch.engine import TorchEngine
@@ -35,6 +35,26 @@ from tandem.types import EngineStats, Request, Weights
 log = get_logger("engine")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What an engine said of itself, as `sync.check` asks for it."""
+
+    held: EngineStats
+    digests: Mapping[str, int] | None
+    logprobs_T: np.ndarray | None
+
+    def stats(self) -> EngineStats:
+        return self.held
+
+    def state_digest(self, *, as_stored: bool) -> Mapping[str, int]:
+        assert self.digests is not None, "digests were not asked for"
+        return self.digests
+
+    def canary(self, tokens_T: np.ndarray) -> np.ndarray:
+        assert self.logprobs_T is not None, "a canary was not asked for"
+        return self.logprobs_T
+
+
 class EngineSide:
     """Owns an engine, or its part in one, and its decoder where no rank lends one."""
 
@@ -45,6 +65,7 @@ class EngineSide:
         folder = cfg.model.hf_checkpoint
         assert folder is not None, "rules refuse a run without --hf-checkpoint"
         decoder = None if rank is None else rank.lent(seat.size)
+        self._lender = None if decoder is None else rank
         if decoder is None:
             part = Part(mesh=_mesh(cfg, recipe.shape, device, rank, seat))
             decoder = Decoder(recipe.shape, dtype_of(cfg.model.dtype, device), device, part)
@@ -136,15 +157,15 @@ class EngineSide:
         self._is_held = True
         return answered
 
-    def named(self, version: int) -> Iterator[tuple[str, Tensor]]:
-        """The weights of this version by Hugging Face name; SyncError if it has others."""
+    def named(self, version: int) -> Iterable[tuple[str, Tensor]]:
+        """The weights of this version by Hugging Face name, all of which must be taken; SyncError
+        if it has others."""
+        if self._lender is not None:
+            return self._lender.named(version)
         held = self._engine.stats().version
         if held != version:
             raise SyncError(f"weights {version} are wanted of an engine that has {held}")
-        if self._wire is not None:
-            raise SyncError("each rank of the engine has a part of the weights")
-        named = ((name, tensor.detach()) for name, tensor in self.decoder.named_parameters())
-        return to_hugging_face(self.decoder.shape, named)
+        return self._engine.named()
 
     def update(self, version: int, named: Iterable[tuple[str, Tensor]], *, is_shared: bool) -> None:
         """Takes weights, or the news that they have changed where they lie."""
@@ -191,9 +212,23 @@ class EngineSide:
         """What it does now, and counts since it was made."""
         return self._engine.stats()
 
-    def state_digest(self, as_stored: bool) -> Mapping[str, int]:
-        """A digest of every tensor that it samples with."""
-        return self._engine.state_digest(as_stored=as_stored)
+    def show(self, as_stored: bool | None, tokens_T: np.ndarray | None) -> "Shown":
+        """What it samples with: its version, digests by the names of Hugging Face or as it is
+        stored (None: none), and the log-probs of a canary.
+
+        The device is waited for once: digests are read on their way to the driver.
+        """
+        return Shown(
+            digests=None if as_stored is None else self._digests(as_stored),
+            logprobs_T=None if tokens_T is None else self._engine.canary(tokens_T),
+            held=self._engine.stats(),
+        )
+
+    def _digests(self, as_stored: bool) -> Mapping[str, int]:
+        """Those that the rank has made already, if the engine reads the rank's own tensors."""
+        lender = self._lender if as_stored else None
+        proven = None if lender is None else lender.digests_for(self._engine)
+        return self._engine.state_digest(as_stored=as_stored) if proven is None else proven
 
     def do(self, verb: str, *arguments: Any) -> Any:
         """What the method of this name says."""
@@ -202,10 +237,6 @@ class EngineSide:
         except RuntimeError:
             self._give_in()
             raise
-
-    def canary(self, tokens_T: np.ndarray) -> np.ndarray:
-        """Log-probs of a fixed sequence through the path that samples."""
-        return self._engine.canary(tokens_T)
 
     def close(self) -> None:
         """Fails what is live and gives everything back."""

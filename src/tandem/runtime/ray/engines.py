@@ -226,7 +226,7 @@ class EngineFleet:
 
     def _current_weights(self) -> "list[Any] | None":
         for line in self.lines:
-            if line.is_alive and line.is_whole:
+            if line.is_alive and line.gives:
                 try:
                     return ray.get(line.handle.export.remote(self._version, self._bucket_bytes))
                 except (RayActorError, SyncError):
@@ -324,7 +324,7 @@ class EngineFleet:
 
     def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
         """What every engine says; SyncError if they differ."""
-        first, *others = self.state_digests(as_stored=as_stored)
+        first, *others = (one.digests for one in self.shown(as_stored, None))
         for line, other in zip(self.lines[1:], others, strict=True):
             if other != first:
                 raise SyncError(f"{line.name} holds other weights than {self.lines[0].name}")
@@ -332,15 +332,11 @@ class EngineFleet:
 
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """What the first engine says of the sequence."""
-        return self.canaries(tokens_T)[0]
+        return self.shown(None, tokens_T)[0].logprobs_T
 
-    def state_digests(self, *, as_stored: bool) -> list[Mapping[str, int]]:
-        """Each engine's digests of its tensors."""
-        return self._sample("state_digest", as_stored)
-
-    def canaries(self, tokens_T: np.ndarray) -> list[np.ndarray]:
-        """Each engine's log-probs of the sequence."""
-        return self._sample("canary", tokens_T)
+    def shown(self, as_stored: bool | None, tokens_T: np.ndarray | None) -> list[Any]:
+        """What each engine shows of its weights, as `EngineSide.show` says."""
+        return self._sample("show", as_stored, tokens_T)
 
     def memories(self) -> list[Memory]:
         """Of each engine's device."""

@@ -2,15 +2,11 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from tandem.errors import SyncError
 from tandem.runtime.ray.engines import EngineFleet
 from tandem.sync.check import failures_of
-from tandem.types import EngineStats, Weights
+from tandem.types import Weights
 
 
 class FleetSync:
@@ -48,40 +44,12 @@ class FleetSync:
 
     def _missed(self, weights: Weights) -> dict[str, str]:
         """What is wrong with each engine that does not show the weights, by its name."""
+        as_stored = None if weights.digests is None else weights.is_shared
+        tokens_T = None if weights.canary is None else weights.canary.tokens_T
         missed = {}
-        for name, shown in self._shown(weights).items():
-            failures = failures_of(shown, name, weights, self._dtype)
+        shown = self.engines.shown(as_stored, tokens_T)
+        for line, one in zip(self.engines.lines, shown, strict=True):
+            failures = failures_of(one, line.name, weights, self._dtype)
             if failures:
-                missed[name] = "; ".join(failures)
+                missed[line.name] = "; ".join(failures)
         return missed
-
-    def _shown(self, weights: Weights) -> dict[str, Any]:
-        """What each engine shows, by its name."""
-        engines = self.engines
-        count = len(engines.lines)
-        digests: list[Any] = [None] * count
-        canaries: list[Any] = [None] * count
-        if weights.digests is not None:
-            digests = engines.state_digests(as_stored=weights.is_shared)
-        if weights.canary is not None:
-            canaries = engines.canaries(weights.canary.tokens_T)
-        parts = zip(engines.lines, engines.all_stats(), digests, canaries, strict=True)
-        return {line.name: _Shown(*shown) for line, *shown in parts}
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """What one engine said of itself, as the check asks for it."""
-
-    held: EngineStats
-    digests: Mapping[str, int]
-    logprobs_T: np.ndarray
-
-    def stats(self) -> EngineStats:
-        return self.held
-
-    def state_digest(self, *, as_stored: bool) -> Mapping[str, int]:
-        return self.digests
-
-    def canary(self, tokens_T: np.ndarray) -> np.ndarray:
-        return self.logprobs_T

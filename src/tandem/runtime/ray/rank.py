@@ -17,6 +17,7 @@ from tandem.carriers.delta import Sent
 from tandem.carriers.group import Member
 from tandem.checkpoint.find import Found
 from tandem.config import Config
+from tandem.contracts import EmbeddedEngine
 from tandem.engine.sglang.launch import Place
 from tandem.engine.sglang.outlet import Outlet
 from tandem.engine.sglang.server import Address
@@ -30,6 +31,7 @@ from tandem.runtime.building import device_of
 from tandem.runtime.ray.ends import Sender
 from tandem.runtime.room import Room, room_of
 from tandem.runtime.weights import policy_parts, reference_parts
+from tandem.sync.check import storage_failures
 from tandem.train import build_trainer
 from tandem.types import COLUMNS, Batch, Canary, Group, StepStats, Weights
 
@@ -141,10 +143,19 @@ class Rank:
         return weights.named
 
     def digests(self, version: int) -> dict[str, int]:
-        """Of what was gathered of this version."""
+        """Of the weights of this version, which all ranks gather now if nobody wanted them yet."""
+        if not self._is_walked:
+            self.walk(version)
         digests = self._current(version).digests
         assert digests is not None, "a trainer gives digests with its weights"
         return dict(digests)
+
+    def digests_for(self, engine: EmbeddedEngine) -> Mapping[str, int] | None:
+        """The digests of the weights as they are, if the engine reads these very tensors."""
+        weights = self._weights
+        if weights is None or weights.stored is None:
+            return None
+        return None if storage_failures(engine, "it", weights.stored) else weights.digests
 
     def _current(self, version: int) -> Weights:
         held = None if self._weights is None else self._weights.version

@@ -86,16 +86,17 @@ class TrainerFleet:
     def weights(self, version: int) -> Weights:
         """The proofs of weights that lie in the ranks; `sync` fetches the tensors themselves.
 
-        Digests of weights that ranks gather for engines are known once they did.
+        Digests of weights that ranks gather are to be read when engines have the weights, so that
+        they are gathered once.
         """
         proofs: Proofs = self._call("prove", version)[0]
         self._version = self._num_learned = version
-        digests = proofs.digests
+        digests, gathered = proofs.digests, Digests(lambda: self._call("digests", version)[0])
         return Weights(
             version=version,
             named=(),
             is_shared=digests is not None,
-            digests=Digests(lambda: self.first("digests", version)) if digests is None else digests,
+            digests=gathered if digests is None else digests,
             canary=proofs.canary,
         )
 
@@ -118,7 +119,7 @@ class TrainerFleet:
         return version, self.answers(refs, "export weights")[0]
 
     def _export(self, version: int, bucket_bytes: int) -> list[Any]:
-        return [self.workers[0].export.remote(version, bucket_bytes), *self._walks(version)]
+        return [self.workers[0].export_rank.remote(version, bucket_bytes), *self._walks(version)]
 
     def start_export(self, verb: str, version: int, *arguments: Any) -> list[Any]:
         """Calls to the first rank, which sends the weights so, and to those that give it parts."""
