@@ -4,7 +4,9 @@ import random
 import pytest
 import torch
 
-from tandem.algo import kl_estimate, loss, policy_loss, wanted_columns, wants_entropy
+from tandem.algo import loss, wanted_columns, wants_entropy
+from tandem.algo.kl import kl_estimate
+from tandem.algo.policy_loss import policy_loss
 from tandem.config import AlgoConfig
 from tandem.errors import ConfigError
 from tandem.types import Batch

@@ -66,7 +66,10 @@ def test_it_is_asked_where_there_are_no_advantages_too(make_group):
     [
         (lambda data: data.update(advantages=[]), "advantages with another number"),
         (lambda data: data["loss_masks"].pop(), "loss_masks with another number"),
-        (lambda data: data["advantages"].__setitem__(0, torch.zeros(1)), r"advantages . numbers for sample"),
+        (
+            lambda data: data["advantages"].__setitem__(0, torch.zeros(1)),
+            r"advantages . numbers for sample",
+        ),
         (
             lambda data: data.update(loss_masks=[torch.ones(len(m)) for m in data["loss_masks"]]),
             "did not choose",

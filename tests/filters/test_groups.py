@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tandem.filters import SHIPPED, check_reward_nonzero_std, find_shipped
+from tandem.filters.groups import SHIPPED, check_reward_nonzero_std, find_shipped
 from tandem.types import Ending, Group, Prompt, Sample
 
 HUB = "slime.rollout.filter_hub.dynamic_sampling_filters."

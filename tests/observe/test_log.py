@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from tandem.observe.log import get_logger, log_console, say_once, set_up_logging
+from tandem.observe.log import get_logger, log_console, set_up_logging
 
 
 @pytest.fixture
@@ -37,16 +37,3 @@ def test_live_log_lines_go_through_a_console_that_others_can_share(stream):
     assert console is not None
     assert console.file is stream
     assert "hello" in stream.getvalue()
-
-
-def test_say_once_says_a_message_once_a_logger():
-    logger = logging.Logger("one")
-    records = []
-    handler = logging.Handler()
-    handler.emit = records.append
-    logger.addHandler(handler)
-    assert say_once(logger, logging.WARNING, "100% odd")
-    assert not say_once(logger, logging.WARNING, "100% odd")
-    logger.warning("100% odd")  # the ordinary way is not held back
-    assert [record.getMessage() for record in records] == ["100% odd", "100% odd"]
-    assert say_once(logging.Logger("two"), logging.WARNING, "100% odd")

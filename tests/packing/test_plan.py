@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from tandem.config import BatchConfig
 from tandem.errors import ConfigError
-from tandem.packing import plan, split_steps
 from tandem.packing.partition import even_partition, partition
-from tandem.packing.plan import distribute, first_fit, split_rows
+from tandem.packing.plan import distribute, first_fit, plan, split_rows, split_steps
 from tandem.parallel import Layout
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tandem.algo import ESTIMATORS
+from tandem.algo.estimators import ESTIMATORS
 from tandem.config import AlgoConfig
 from tandem.packing import columns, scoring_rows
 from tandem.train import broken_invariants

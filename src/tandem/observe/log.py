@@ -41,19 +41,6 @@ def set_up_logging(
     return logger
 
 
-def say_once(logger: logging.Logger, level: int, message: str) -> bool:
-    """True when the message was logged: the first time that this logger was given it."""
-    said = next((one for one in logger.filters if isinstance(one, _Said)), None)
-    if said is None:
-        said = _Said()
-        logger.addFilter(said)
-    if message in said.messages:
-        return False
-    said.messages.add(message)
-    logger.log(level, "%s", message)
-    return True
-
-
 def log_console() -> "Console | None":
     """The console that log lines go through, so that a live table can share it; None if plain."""
     for handler in logging.getLogger(ROOT).handlers:
@@ -61,17 +48,6 @@ def log_console() -> "Console | None":
         if console is not None:
             return console
     return None
-
-
-class _Said(logging.Filter):
-    """Remembers what `say_once` said; lets every record pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return True
 
 
 def _rich_handler(stream: TextIO) -> logging.Handler:

@@ -7,7 +7,7 @@ from tandem.rollout.events import EventLoop
 from tandem.rollout.generate import Generator
 from tandem.rollout.groups import GroupSampler
 from tandem.rollout.leftovers import decode, encode
-from tandem.rollout.settings import Terms, training_sampling
+from tandem.rollout.settings import Terms
 from tandem.rollout.supervised import SupervisedStage
 from tandem.rollout.supply import LEFTOVERS, Supply
 
@@ -26,5 +26,4 @@ __all__ = [
     "Terms",
     "decode",
     "encode",
-    "training_sampling",
 ]
