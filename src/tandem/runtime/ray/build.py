@@ -96,7 +96,7 @@ def health_checks(cfg: Config) -> Checks | None:
 def build_trainers(parts: Parts, known: Known, device: str) -> TrainerFleet:
     """A rank on each of the first devices; where engines come there too, it has made room."""
     names = [f"trainer rank {rank}" for rank in range(parts.placement.num_trainers)]
-    workers = parts.start({name: rank for rank, name in enumerate(names)}, trains=True)
+    workers = parts.crew.start({name: rank for rank, name in enumerate(names)}, trains=True)
     hosts = [parts.crew.where[name].address for name in names]
     warn_of_split_hosts(hosts, parts.recipe.cfg.cluster.actor_num_gpus_per_node or 1, log.warning)
     trainers = TrainerFleet(workers, names, parts.recipe, parts.watch)

@@ -7,9 +7,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from tandem.errors import ResourceError
+from tandem.observe import get_logger
 from tandem.runtime.ray.cluster import Reserved, in_bundle
 from tandem.runtime.ray.watch import Watch
 from tandem.runtime.ray.worker import Whereabouts, Worker
+
+log = get_logger("run")
 
 START_WAIT_S = 120.0
 """How long a process may take to start: it imports torch, from a network's disk perhaps."""
@@ -28,7 +31,7 @@ class Crew:
     def start(self, devices: Mapping[str, int], *, trains: bool) -> list[Any]:
         """Handles of new processes by these names on these devices, once all of them answer.
 
-        Raises ResourceError naming one that does not.
+        The log says where they are. Raises ResourceError naming one that does not.
         """
         for name, device in devices.items():
             bundle = self._reserved.bundles[device]
@@ -50,6 +53,7 @@ class Crew:
                     "is its host still there, and is tandem installed on it? Ray's logs say more"
                 ) from error
             self._watch.add(name, self._handles[name], self.where[name], may_end=not trains)
+            log.info("%s on %s", name, self.where[name])
         return [self._handles[name] for name in devices]
 
     def replace(self, names: Sequence[str]) -> list[Any]:

@@ -53,12 +53,12 @@ class Line:
     """
 
     def __init__(
-        self, name: str, handle: Any, *, has_rank: bool, shares: bool, is_whole: bool
+        self, name: str, handle: Any, *, has_rank: bool, shares: bool, gives: bool
     ) -> None:
         """`has_rank`: a rank is in the same process; `shares`: the engine reads its weights;
-        `is_whole`: the process can give all weights, without asking others."""
+        `gives`: it can give its weights to another, and needs nobody else's for that."""
         self.name, self.handle = name, handle
-        self.has_rank, self.shares, self.is_whole = has_rank, shares, is_whole
+        self.has_rank, self.shares, self.gives = has_rank, shares, gives
         self.is_alive = True
         self.num_deaths = 0  # since the last weight update
         self._asked: dict[str, Asked] = {}

@@ -6,7 +6,6 @@ from typing import Any
 
 import ray
 
-from tandem.observe import get_logger
 from tandem.runtime.ray.calls import gather
 from tandem.runtime.ray.carriers import carrier_of
 from tandem.runtime.ray.crew import Crew
@@ -18,8 +17,6 @@ from tandem.runtime.ray.rank import Recipe, Seat
 from tandem.runtime.ray.trainers import TrainerFleet
 from tandem.runtime.ray.watch import Watch
 
-log = get_logger("run")
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -29,13 +26,6 @@ class Parts:
     recipe: Recipe
     crew: Crew
     watch: Watch
-
-    def start(self, devices: Mapping[str, int], *, trains: bool) -> list[Any]:
-        """Handles of new processes, which the log names."""
-        workers = self.crew.start(devices, trains=trains)
-        for name in devices:
-            log.info("%s on %s", name, self.crew.where[name])
-        return workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +65,7 @@ def build_engines(parts: Parts, trainers: TrainerFleet | None) -> EngineFleet:
     shared = _members_among_ranks(placement)
     opening.open(list(shared.values()), ranks)
     own, devices = _members_apart(placement)
-    workers = dict(zip(devices, parts.start(devices, trains=False), strict=True))
+    workers = dict(zip(devices, parts.crew.start(devices, trains=False), strict=True))
     opening.open(list(own.values()), workers)
 
     def replaced(name: str) -> Any:
@@ -91,17 +81,14 @@ def build_engines(parts: Parts, trainers: TrainerFleet | None) -> EngineFleet:
 
     by_folder = cfg.sync.update_weight_transport == "disk"
     is_lent = trainers is not None and trainers.lends and not by_folder
-    is_whole = is_lent and trainers is not None and trainers.is_whole
+    gives = trainers is None or not trainers.lends or trainers.is_whole
     return EngineFleet(
         [
             *(
-                Line(name, ranks[name], has_rank=True, shares=is_lent, is_whole=is_whole)
+                Line(name, ranks[name], has_rank=True, shares=is_lent, gives=gives)
                 for name in shared
             ),
-            *(
-                Line(name, workers[name], has_rank=False, shares=False, is_whole=len(members) == 1)
-                for name, members in own.items()
-            ),
+            *(Line(name, workers[name], has_rank=False, shares=False, gives=True) for name in own),
         ],
         parts.watch,
         replace=replaced,

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from tandem.carriers.buckets import Named
 from tandem.observe import set_up_logging
 from tandem.parallel import Layout
 from tandem.runtime.ray.carry import from_store, stored
@@ -117,11 +118,18 @@ class Worker:
         return await answer if asyncio.iscoroutine(answer) else answer
 
     async def export(self, version: int, bucket_bytes: int) -> list[Any]:
-        """References to buckets of all weights, of the rank or else of the engine."""
-        source = self._engine if self._rank is None else self._rank
-        assert source is not None, "weights of a process that has none"
+        """References to buckets of all weights that the engine samples with."""
+        assert self._engine is not None, "weights of a process without an engine"
+        return self._put(self._engine.named(version), bucket_bytes)
+
+    async def export_rank(self, version: int, bucket_bytes: int) -> list[Any]:
+        """References to buckets of all weights of the trainer."""
+        assert self._rank is not None, "weights of a process without a rank"
+        return self._put(self._rank.named(version), bucket_bytes)
+
+    def _put(self, named: Named, bucket_bytes: int) -> list[Any]:
         with self._vitals.span("export weights"):
-            return [ray.put(bucket) for bucket in stored(source.named(version), bucket_bytes)]
+            return [ray.put(bucket) for bucket in stored(named, bucket_bytes)]
 
     async def update(self, version: int, refs: Sequence[Any] | None) -> None:
         """Puts weights into the engine: those of the buckets, or the rank's own (None)."""
