@@ -84,6 +84,7 @@ def test_nothing_is_decided_where_no_turns_are_taken(told):
     assert may_move(told("--offload-train"), "cpu")
     assert not may_move(told("--offload-train --asynchronous one-step"), "cuda")
     assert not may_move(told("--offload-train --debug-train-only"), "cuda")
+    assert not may_move(told("--colocate --loss-type sft_loss"), "cuda")
 
 
 def test_a_host_says_what_it_has_free():

@@ -132,11 +132,13 @@ def make_room(
 def may_move(cfg: Config, device_type: str) -> bool:
     """Whether there is anything to decide: training and sampling take turns on a GPU.
 
-    On a CPU, where it makes no room, only what was said counts.
+    On a CPU, where it makes no room, and where engines only look at held-out sets, what was said
+    alone counts.
     """
     if cfg.debug.debug_train_only or cfg.sync.asynchronous != "off":
         return False
-    return device_type == "cuda" or wish_of(cfg) is not None
+    is_sampled = cfg.algo.loss_type != "sft_loss" and not cfg.debug.load_forge_rollout_data
+    return (device_type == "cuda" and is_sampled) or wish_of(cfg) is not None
 
 
 def moves_state(cfg: Config, rooms: Sequence[Room], demand: Demand) -> tuple[bool, str]:

@@ -102,8 +102,9 @@ class AdamW:
     @torch.no_grad()
     def forget(self) -> None:
         """Zeroes moments and the count of steps, as in a fresh optimizer."""
-        tensors = self.tensors()
-        torch._foreach_zero_([tensors[key] for key in tensors if not key.startswith(MASTER)])
+        for key, tensor in self.tensors().items():
+            if not key.startswith(MASTER):
+                tensor.zero_()
 
     @torch.no_grad()
     def adopt(self) -> None:
