@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tandem.cli.main import main
-from tandem.cli.samples import Wish, describe, readable, samples_command, steps_of
+from tandem.cli.samples import describe, filter_of, parser, readable, samples_command, steps_of
 from tandem.errors import ConfigError, DataError
 
 
@@ -104,8 +104,9 @@ def test_long_lines_are_wrapped_and_line_breaks_kept():
 
 
 def test_a_sample_without_a_reward_is_within_no_bounds():
-    assert not Wish(max_reward=5.0).wants(row_of(0, None))
-    assert Wish().wants(row_of(0, None))
+    unjudged = row_of(0, None)
+    assert not filter_of(parser().parse_args(["run", "--max-reward", "5"]))(unjudged)
+    assert filter_of(parser().parse_args(["run"]))(unjudged)
 
 
 @pytest.mark.parametrize("text", ["x", "", "1:x"])

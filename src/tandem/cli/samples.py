@@ -7,8 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,56 +23,14 @@ MAX_WIDTH = 100
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wish:
-    """Which samples are shown."""
-
-    steps: tuple[int | None, int | None] = (None, None)  # first and last
-    min_reward: float | None = None
-    max_reward: float | None = None
-    set_name: str | None = None
-    ending: str | None = None
-    pattern: re.Pattern[str] | None = None
-    only_missing: bool = False
-
-    def wants(self, row: Row) -> bool:
-        """Whether a sample is shown; one without a reward is within no bounds of rewards."""
-        first, last = self.steps
-        reward = row.get("reward")
-        step = row["step"]
-        if (first is not None and step < first) or (last is not None and step > last):
-            return False
-        if self.set_name is not None and (row.get("set") or TRAINING) != self.set_name:
-            return False
-        if self.ending is not None and row.get("ending") != self.ending:
-            return False
-        if self.only_missing and reward is not None:
-            return False
-        if self.min_reward is not None and (reward is None or reward < self.min_reward):
-            return False
-        if self.max_reward is not None and (reward is None or reward > self.max_reward):
-            return False
-        return self.pattern is None or any(
-            self.pattern.search(str(row.get(name) or "")) for name in ("prompt", "response")
-        )
-
-
 def samples_command(argv: Sequence[str], out: TextIO | None = None) -> int:
     """Shows the samples; in a terminal page by page, else as plain text. Exit status 0."""
     out = out or sys.stdout
-    chosen = _parser().parse_args(argv)
+    chosen = parser().parse_args(argv)
     path = samples_file(Path(chosen.run))
-    wish = Wish(
-        steps=steps_of(chosen.step),
-        min_reward=chosen.min_reward,
-        max_reward=chosen.max_reward,
-        set_name=chosen.set,
-        ending=chosen.ending,
-        pattern=pattern_of(chosen.grep),
-        only_missing=chosen.missing,
-    )
+    wants = filter_of(chosen)
     rows = list(read_samples(path))
-    wanted = [row for row in rows if wish.wants(row)]
+    wanted = [row for row in rows if wants(row)]
     shown = wanted[-chosen.last :] if chosen.last else wanted
     if chosen.json:
         out.writelines(json.dumps(row) + "\n" for row in shown)
@@ -83,6 +40,33 @@ def samples_command(argv: Sequence[str], out: TextIO | None = None) -> int:
     else:
         out.writelines(page + "\n" for page in pages(shown, len(rows)))
     return 0
+
+
+def filter_of(chosen: argparse.Namespace) -> Callable[[Row], bool]:
+    """Whether a sample is shown; one without a reward is within no bounds of rewards."""
+    first, last = steps_of(chosen.step)
+    pattern = pattern_of(chosen.grep)
+    low, high = chosen.min_reward, chosen.max_reward
+
+    def wants(row: Row) -> bool:
+        reward, step = row.get("reward"), row["step"]
+        if (first is not None and step < first) or (last is not None and step > last):
+            return False
+        if chosen.set is not None and (row.get("set") or TRAINING) != chosen.set:
+            return False
+        if chosen.ending is not None and row.get("ending") != chosen.ending:
+            return False
+        if chosen.missing and reward is not None:
+            return False
+        if low is not None and (reward is None or reward < low):
+            return False
+        if high is not None and (reward is None or reward > high):
+            return False
+        return pattern is None or any(
+            pattern.search(str(row.get(name) or "")) for name in ("prompt", "response")
+        )
+
+    return wants
 
 
 def samples_file(run: Path) -> Path:
@@ -181,21 +165,20 @@ def _block(name: str, value: Any, width: int) -> list[str]:
     return [f"{name if place == 0 else '':<9}{line}".rstrip() for place, line in enumerate(lines)]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Reads the flags of `tandem samples`."""
+    flags = argparse.ArgumentParser(
         prog="tandem samples",
         description="Shows the samples that a run kept: a few of every rollout and evaluation.",
     )
-    parser.add_argument("run", help="run folder, the one that holds samples.jsonl")
-    parser.add_argument("--step", help="one step (7), or first and last (7:9, 7:, :9)")
-    parser.add_argument("--min-reward", type=float, help="rewards of at least this")
-    parser.add_argument("--max-reward", type=float, help="rewards of at most this")
-    parser.add_argument("--set", help=f"an evaluation set by name, or {TRAINING}")
-    parser.add_argument(
-        "--ending", choices=[ending.value for ending in Ending], help="how it ended"
-    )
-    parser.add_argument("--grep", help="regular expression that prompt or answer must match")
-    parser.add_argument("--missing", action="store_true", help="those without a verdict only")
-    parser.add_argument("--last", type=int, help="the last so many of these only")
-    parser.add_argument("--json", action="store_true", help="as JSON lines")
-    return parser
+    flags.add_argument("run", help="run folder, the one that holds samples.jsonl")
+    flags.add_argument("--step", help="one step (7), or first and last (7:9, 7:, :9)")
+    flags.add_argument("--min-reward", type=float, help="rewards of at least this")
+    flags.add_argument("--max-reward", type=float, help="rewards of at most this")
+    flags.add_argument("--set", help=f"an evaluation set by name, or {TRAINING}")
+    flags.add_argument("--ending", choices=[ending.value for ending in Ending], help="how it ended")
+    flags.add_argument("--grep", help="regular expression that prompt or answer must match")
+    flags.add_argument("--missing", action="store_true", help="those without a verdict only")
+    flags.add_argument("--last", type=int, help="the last so many of these only")
+    flags.add_argument("--json", action="store_true", help="as JSON lines")
+    return flags

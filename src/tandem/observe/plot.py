@@ -35,7 +35,7 @@ def draw_run(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(9, 6.5), layout="constrained", dpi=110)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     _draw_curve(top, series(rows, "rollout/raw_reward"), BLUE, "reward in training")
-    for (name, points), color in zip(_eval_series(rows).items(), EVAL_COLORS * 9, strict=False):
+    for (name, points), color in zip(eval_series(rows).items(), EVAL_COLORS * 9, strict=False):
         top.plot(*zip(*points, strict=True), color=color, marker="o", ms=4, label=f"eval {name}")
     top.set_ylabel("mean reward")
     _draw_curve(bottom, series(rows, "rollout/response_len/mean"), GREY, "tokens in an answer")
@@ -78,7 +78,8 @@ def _draw_curve(axes: "Axes", points: list[tuple[int, float]], color: str, label
     axes.plot(steps, smooth, color=color, lw=2, label=f"{label} (running mean)")
 
 
-def _eval_series(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+def eval_series(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+    """(step, mean reward) of every evaluation, by set."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, value in eval_sets(row).items():

@@ -15,8 +15,8 @@ from tandem.observe.journal import (
     read_json,
     read_rows,
 )
-from tandem.observe.plot import Draw, find_plotter, series
-from tandem.observe.table import COLUMNS, NO_VALUE, eval_sets, short
+from tandem.observe.plot import Draw, eval_series, find_plotter, series
+from tandem.observe.table import COLUMNS, NO_VALUE, short
 
 REPORT_FILE = "report.md"
 PLOT_FILE = "reward.png"
@@ -177,10 +177,7 @@ def _result(rows: Sequence[Row]) -> Lines:
 
 
 def _evaluation(rows: Sequence[Row]) -> Lines:
-    by_set: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        for name, value in eval_sets(row).items():
-            by_set.setdefault(name, []).append((row["step"], value))
+    by_set = eval_series(rows)
     if not by_set:
         return []
     body = []

@@ -8,8 +8,8 @@ from tandem.rollout.generate import Generator
 from tandem.rollout.groups import GroupSampler
 from tandem.rollout.leftovers import decode, encode
 from tandem.rollout.settings import Terms
-from tandem.rollout.supervised import SupervisedStage
 from tandem.rollout.supply import LEFTOVERS, Supply
+from tandem.rollout.unsampled import ReplayedStage, SupervisedStage
 
 __all__ = [
     "LEFTOVERS",
@@ -19,6 +19,7 @@ __all__ = [
     "EventLoop",
     "Generator",
     "GroupSampler",
+    "ReplayedStage",
     "RolloutStage",
     "SetEvaluator",
     "SupervisedStage",

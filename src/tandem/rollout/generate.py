@@ -7,16 +7,7 @@ import numpy as np
 
 from tandem.rollout.door import Door
 from tandem.rollout.settings import Terms
-from tandem.types import (
-    NO_VERSION,
-    Completion,
-    Ending,
-    Prompt,
-    Request,
-    Sample,
-    SampleKey,
-    Sampling,
-)
+from tandem.types import NO_VERSION, Completion, Ending, Prompt, Request, Sample, SampleKey
 
 
 class Decodes(Protocol):
@@ -41,9 +32,11 @@ def blank_sample(prompt: Prompt, *, index: int, position: int) -> Sample:
     )
 
 
-def extended(sample: Sample, prompt: Prompt, completion: Completion, text: str) -> Sample:
+def extended(sample: Sample, completion: Completion, text: str) -> Sample:
     """The sample with what an engine added to it; `text` is all that follows the prompt."""
-    length = len(completion.tokens_C)
+    length, experts_TLk = len(completion.tokens_C), completion.experts_TLk
+    if experts_TLk is not None:  # a stop string may have cut tokens off
+        experts_TLk = experts_TLk[: sample.num_tokens + length]
     metadata = sample.metadata
     if completion.error is not None:
         metadata = {**metadata, "error": completion.error}
@@ -53,16 +46,11 @@ def extended(sample: Sample, prompt: Prompt, completion: Completion, text: str) 
         sampled_T=np.concatenate([sample.sampled_T, np.ones(length, dtype=bool)]),
         logprobs_T=np.concatenate([sample.logprobs_T, completion.logprobs_C]),
         version_T=np.concatenate([sample.version_T, completion.version_C]),
-        experts_TLk=_experts_of(sample.num_tokens + length, completion),
+        experts_TLk=experts_TLk,
         ending=completion.ending,
         text=text,
         metadata=metadata,
     )
-
-
-def _experts_of(length: int, completion: Completion) -> np.ndarray | None:
-    """What the engine recorded of these tokens; a stop string may have cut some off."""
-    return None if completion.experts_TLk is None else completion.experts_TLk[:length]
 
 
 class Generator:
@@ -77,36 +65,23 @@ class Generator:
 
         A sample that has no room left comes back with `Ending.LENGTH` and nothing added.
         """
-        request = request_for(prompt, sample, terms.sampling, seed=terms.seed)
-        if request is None:
+        sampling = terms.sampling
+        room = sampling.max_new_tokens - sample.num_sampled
+        if room <= 0:
             return (replace(sample, ending=Ending.LENGTH),)
+        request = Request(
+            id=f"{terms.seed}-{prompt.index}-{sample.position}-{sample.num_tokens}",
+            tokens_T=sample.tokens_T,
+            sampling=replace(
+                sampling,
+                max_new_tokens=room,
+                min_new_tokens=max(0, sampling.min_new_tokens - sample.num_sampled),
+            ),
+            key=SampleKey(seed=terms.seed, prompt=prompt.index, sample=sample.position),
+            group=f"{terms.seed}-{prompt.index}",
+            num_written=sample.num_sampled,
+        )
         completion = await self._door.ask(request)
-        text = text_after(prompt, sample, completion, self._tokenizer, terms.sampling)
-        return (extended(sample, prompt, completion, text),)
-
-
-def request_for(prompt: Prompt, sample: Sample, sampling: Sampling, *, seed: int) -> Request | None:
-    """What to ask an engine so that the sample goes on; None when it has no room left."""
-    room = sampling.max_new_tokens - sample.num_sampled
-    if room <= 0:
-        return None
-    return Request(
-        id=f"{seed}-{prompt.index}-{sample.position}-{sample.num_tokens}",
-        tokens_T=sample.tokens_T,
-        sampling=replace(
-            sampling,
-            max_new_tokens=room,
-            min_new_tokens=max(0, sampling.min_new_tokens - sample.num_sampled),
-        ),
-        key=SampleKey(seed=seed, prompt=prompt.index, sample=sample.position),
-        group=f"{seed}-{prompt.index}",
-        num_written=sample.num_sampled,
-    )
-
-
-def text_after(
-    prompt: Prompt, sample: Sample, completion: Completion, tokenizer: Decodes, sampling: Sampling
-) -> str:
-    """Everything that follows the prompt once the completion is there, decoded."""
-    written = sample.tokens_T[len(prompt.tokens_T) :].tolist() + completion.tokens_C.tolist()
-    return tokenizer.decode(written, skip_special_tokens=sampling.skip_special_tokens)
+        written = sample.tokens_T[len(prompt.tokens_T) :].tolist() + completion.tokens_C.tolist()
+        text = self._tokenizer.decode(written, skip_special_tokens=sampling.skip_special_tokens)
+        return (extended(sample, completion, text),)
