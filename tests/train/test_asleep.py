@@ -1,5 +1,8 @@
 """Optimizer state in host memory while others use its device: here the device is the CPU."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -169,3 +172,15 @@ def test_an_optimizer_of_fp32_weights_moves_its_moments_alone():
     assert optimizer.sleeper.num_bytes == 2 * 4 * 4 * 4
     optimizer.sleeper.sleep()
     assert named["matrix"].sum() == 16
+
+
+def test_the_benchmark_measures_both_ways_and_that_every_bit_comes_back(monkeypatch):
+    folder = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    spec = importlib.util.spec_from_file_location("offload", folder / "offload.py")
+    offload = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(offload)
+    named = {"matrix": torch.nn.Parameter(torch.ones(64, 64).bfloat16())}
+    rows, facts = offload.measured(AdamW(named.items(), OptimConfig()), torch.device("cpu"))
+    assert facts["is_whole"] and facts["state_GiB"] == 3 * 4 * 64 * 64 / 2**30
+    assert [row["way"] for row in rows] == ["sleep", "wake", "wake beside products"]
