@@ -52,11 +52,14 @@ def test_without_staleness_both_modes_give_the_samples_of_runs_that_take_turns(r
     assert found["full"] == found["turns"] == found["local"]
 
 
-def test_one_step_off_gives_the_bits_of_one_process(rows_of):
+def test_one_step_off_gives_the_bits_of_one_process(rows_of, tmp_path):
     alone = rows_of(f"--runtime local {ONE_STEP}", num_rollout=3)
-    apart = rows_of(f"{APART} {ONE_STEP}", num_rollout=3)
+    apart = rows_of(f"{APART} {ONE_STEP} --auto-split", num_rollout=3, folder=tmp_path)
     assert [without_times(row) for row in apart] == [without_times(row) for row in alone]
     assert [row["rollout/staleness/max"] for row in apart] == [0, 1, 1]
+    notes = [json.loads(line)["text"] for line in (tmp_path / "notes.jsonl").open()]
+    assert any("nothing corrects for it" in note and "--use-tis" in note for note in notes)
+    assert notes[-1].startswith("measured: sampling ") and "2 devices: 1 to sample" in notes[-1]
 
 
 @pytest.fixture
