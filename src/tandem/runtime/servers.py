@@ -1,5 +1,6 @@
 """A trainer in this process, and SGLang servers beside it that sample."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -99,11 +100,15 @@ def with_servers(
     start after it: a server sizes its cache by what is free when it looks.
     """
     start = partial(_start, cfg, place, stack, brings, hosting)
+    begun_s = time.perf_counter()
     engine = None if place.shares_device else start()
     trainer = build_trainer()
+    built_s = time.perf_counter()
     if engine is None:
         engine = start()
     engine.fleet.until_up()
+    up_s = time.perf_counter()
+    log.info("trainer after %.1f s, servers after %.1f s", built_s - begun_s, up_s - begun_s)
     return trainer, engine
 
 
