@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from tandem.algo.estimators import ESTIMATORS, chosen, normalised, spread
-from tandem.algo.hooks import NO_HOOKS, Hooks, hooked_advantages
-from tandem.algo.postprocess import postprocessed
+from tandem.algo.hooks import NO_HOOKS, Hooks, hooked_advantages, postprocessed
+from tandem.algo.kl import distilled, response_kl
 from tandem.algo.shaping import is_judged, judged
-from tandem.algo.token_kl import distilled, response_kl
 from tandem.config import AlgoConfig
 from tandem.errors import ConfigError
 from tandem.types import Group, Sample

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from tandem.algo.kl import reward_kl
 from tandem.algo.shaping import against_the_others, centred, judged, shaped_rewards
-from tandem.algo.token_kl import reward_kl
 from tandem.config import AlgoConfig
 from tandem.types import Group, Sample
 

@@ -3,8 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tandem.algo.policy_loss import LOG_RATIO_BOUND, ratio_to
-from tandem.algo.sequences import masked_means, sequence_sums, to_tokens
+from tandem.algo.policy_loss import (
+    LOG_RATIO_BOUND,
+    masked_means,
+    ratio_to,
+    sequence_sums,
+    to_tokens,
+)
 from tandem.config import AlgoConfig
 
 if TYPE_CHECKING:

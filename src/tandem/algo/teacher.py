@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tandem.algo.token_kl import TEACHER_KEY
+from tandem.algo.kl import TEACHER_KEY
 from tandem.errors import RewardError
 
 
