@@ -35,7 +35,7 @@ SHAPE = Shape(
     ffn=48,
     num_heads=4,
     num_key_heads=2,
-    head_size=16,
+    head_size=64,
     vocab=64,
     eps=1e-6,
     rope_theta=1e4,
@@ -182,6 +182,18 @@ def test_an_engine_whose_tensor_became_a_copy_is_named_with_the_tensor(pair):
     out.weight = torch.nn.Parameter(out.weight.detach().clone())  # the same bytes
     with pytest.raises(SyncError, match=r"in 1 of \d+ tensors, first layers.1.out.weight"):
         SharedSync([engine], dtype="float32").publish(weights_of(model, 3, Replayed()))
+
+
+def test_an_engine_whose_tensor_is_not_the_trained_one_is_named_though_they_share_a_decoder(device):
+    decoder = Decoder(SHAPE, torch.float32, device)
+    decoder.init_random(0)
+    model = Model([decoder])
+    decoder.norm.weight = torch.nn.Parameter(decoder.norm.weight.detach().clone())
+    cfg = EngineConfig(engine_max_running=2, engine_cache_tokens=64)
+    engine = TorchEngine(decoder, None, cfg, device, ())
+    with pytest.raises(SyncError, match=r"in 1 of \d+ tensors, first norm.weight"):
+        SharedSync([engine], dtype="float32").publish(weights_of(model, 3, Replayed()))
+    engine.close()
 
 
 def test_an_engine_that_copies_must_show_the_trainers_digests(pair):

@@ -31,14 +31,16 @@ class Model:
         self.mesh = parts[0].part.mesh
         self.shape = parts[0].shape
         self.device = parts[0].device
+        # the tensors that are trained: found once, since a walk over all modules takes as long as
+        # the rest of what the host does for a weight update
+        self._named = tuple(named for part in parts for named in part.named_parameters())
         if self.mesh.pipeline.size > 1:
             # NCCL wants all processes of a group at its first call; messages go between two
             sum_(torch.zeros(1, device=self.device), self.mesh.pipeline)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """All parameters of this process, by our name with the layer's number in the model."""
-        for part in self.parts:
-            yield from part.named_parameters()
+        yield from self._named
 
     @property
     def is_whole(self) -> bool:
