@@ -43,6 +43,7 @@ def free():
 
 
 def test_the_driver_has_the_memory_while_the_state_sleeps():
+    torch.ones(4096, 4096, device="cuda").matmul(torch.ones(4096, 4096, device="cuda"))
     named, optimizer = made()
     stepped(named, optimizer, 0)
     wanted = {key: tensor.cpu() for key, tensor in optimizer.tensors().items()}
@@ -61,7 +62,7 @@ def test_the_driver_has_the_memory_while_the_state_sleeps():
         for key, tensor in optimizer.tensors().items():
             assert tensor.is_cuda and torch.equal(tensor.cpu(), wanted[key]), key
         del product
-        assert abs(free() - awake) < 32 * MIB
+        assert abs(free() - awake) < 64 * MIB
 
 
 def test_steps_between_naps_are_those_of_one_that_never_slept():
