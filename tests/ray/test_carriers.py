@@ -4,13 +4,17 @@ import json
 import logging
 import os
 import signal
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import ray
 import torch
+from torch.distributed import TCPStore
 
+from tandem.carriers.group import _key
 from tandem.config import load_config
 from tandem.errors import SyncError
 from tandem.loop import learn
@@ -18,6 +22,7 @@ from tandem.observe import Timers
 from tandem.rollout import EventLoop
 from tandem.runtime import run
 from tandem.runtime.ray.build import build
+from tandem.runtime.ray.carriers import DirectCarrier
 
 pytestmark = pytest.mark.usefixtures("cluster")
 APART = "--actor-num-gpus-per-node 1 --rollout-num-gpus 1"
@@ -85,7 +90,7 @@ def stages(tiny, tmp_path_factory):
     disk, host = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("host")
     words = f"""--actor-num-gpus-per-node 1 --rollout-num-gpus 2 --update-weight-transport disk
         --update-weight-mode delta --update-weight-disk-dir {disk}
-        --update-weight-local-checkpoint-dir {host}"""
+        --update-weight-local-checkpoint-dir {host} --update-weight-buffer-size 8192"""
     with ExitStack() as stack:
         events = EventLoop()
         stack.callback(events.close)
@@ -136,3 +141,30 @@ def test_an_engine_that_never_shows_the_weights_ends_the_run(stages):
     wrong = replace(weights, digests=dict.fromkeys(weights.digests, 1))
     with pytest.raises(SyncError, match="engine 1 holds other bytes"):
         built.sync.publish(wrong)
+
+
+def test_an_engine_killed_amid_the_buckets_of_an_update_is_named_and_gets_it_again(stages, caplog):
+    cfg, built = stages
+    fleet = built.sync.engines
+    carrier = fleet._carrier = DirectCarrier(built.trainer)
+    built.sync.publish(built.trainer.weights(6))  # both engines are in the group from now on
+    learn_on(cfg, built)
+    weights = built.trainer.weights(7)
+    pid = ray.get(fleet.lines[1].handle.where.remote()).pid
+    os.kill(pid, signal.SIGSTOP)  # it takes no bucket, so the update cannot end before it does
+    sender = carrier._members[0]
+    told = TCPStore(sender.host, sender.port, is_master=False, wait_for_workers=False)
+
+    def kill():
+        told.wait([_key(7, 1)], timedelta(minutes=2))  # the first bucket is on its way
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    logging.getLogger("tandem").addHandler(caplog.handler)
+    built.sync.publish(weights)  # raises unless every engine shows these weights
+    logging.getLogger("tandem").removeHandler(caplog.handler)
+    killer.join()
+    assert f"pid {pid} died" in caplog.text
+    assert "engine 1 missed weight update 7 and gets it again" in caplog.text
+    assert [one.version for one in fleet.all_stats()] == [7, 7]
