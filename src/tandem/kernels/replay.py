@@ -9,6 +9,10 @@ from tandem.kernels.later import Later
 
 Run = Callable[[], Tensor]
 
+CAPTURE = "thread_local"
+"""What a capture forbids: calls of its own thread. Others, as those that watch over collectives,
+go on asking the device."""
+
 
 class Replayed:
     """Runs a computation; on CUDA, from the third time on as a graph that the second one recorded.
@@ -40,7 +44,7 @@ class Replayed:
             if self._graph is None:
                 self._run()  # libraries are set up outside of the graph
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph, stream=self._stream):
+                with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode=CAPTURE):
                     self._out = self._run()
             self._graph.replay()
             assert self._out is not None, "a graph was recorded without its result"

@@ -18,6 +18,7 @@ from tandem.engine.torch.attend import GroupedDecodeAttend
 from tandem.engine.torch.grouping import end_together, find_groups, suffixes
 from tandem.engine.torch.memory import expert_sizes
 from tandem.kernels.device import KEYS_TOGETHER
+from tandem.kernels.replay import CAPTURE
 from tandem.models.decoder import Decoder
 from tandem.models.experts import Routing
 
@@ -137,7 +138,9 @@ class DecodeGraphs:
             step()  # kernels are compiled and libraries set up outside of the graph
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode=CAPTURE
+        ):
             hidden_RD = step()
         self._pool = graph.pool()
         return Graph(graph, buffers, hidden_RD)
