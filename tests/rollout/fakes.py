@@ -8,7 +8,7 @@ import numpy as np
 
 from tandem.rollout import Choice, Door, Generator, GroupSampler, RolloutStage, Supply
 from tandem.rollout.custom.generating import CustomGenerator
-from tandem.rollout.custom.switchboard import Switchboard
+from tandem.rollout.custom.line import Switchboard
 from tandem.rollout.settings import Terms
 from tandem.types import Completion, Ending, EngineStats, Prompt, Request, Sampling
 

@@ -10,8 +10,7 @@ from tandem.rollout.collect import Choice, RolloutStage
 from tandem.rollout.door import Door
 from tandem.rollout.evaluate import EvaluationSet, SetEvaluator
 from tandem.rollout.events import EventLoop
-from tandem.rollout.generate import Generator, blank_sample
-from tandem.rollout.groups import GroupSampler
+from tandem.rollout.groups import Generator, GroupSampler, blank_sample
 from tandem.rollout.settings import Terms, evaluation_seed, training_sampling
 from tandem.rollout.supply import Supply
 from tandem.types import Completion, Ending, Prompt, Request, Sampling

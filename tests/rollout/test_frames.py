@@ -11,7 +11,7 @@ from tandem.hooks import Sample
 from tandem.hooks.asking import LINE, Line
 from tandem.rollout.custom.samples import fresh_view
 from tandem.rollout.frames import ChatFrame
-from tandem.rollout.generate import blank_sample
+from tandem.rollout.groups import blank_sample
 from tandem.rollout.turns import Limits, converse
 from tandem.types import Completion, Ending, Prompt
 

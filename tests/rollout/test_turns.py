@@ -9,7 +9,7 @@ import pytest
 from tandem.hooks import Sample
 from tandem.hooks.asking import LINE, Line
 from tandem.rollout.custom.samples import fresh_view, sample_of
-from tandem.rollout.generate import blank_sample
+from tandem.rollout.groups import blank_sample
 from tandem.rollout.sandbox import Sandbox
 from tandem.rollout.turns import Limits, converse
 from tandem.types import Completion, Ending, Prompt

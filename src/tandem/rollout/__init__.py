@@ -4,8 +4,7 @@ from tandem.rollout.collect import Choice, RolloutStage
 from tandem.rollout.door import Door
 from tandem.rollout.evaluate import EvaluationSet, SetEvaluator
 from tandem.rollout.events import EventLoop
-from tandem.rollout.generate import Generator
-from tandem.rollout.groups import GroupSampler
+from tandem.rollout.groups import Generator, GroupSampler
 from tandem.rollout.leftovers import decode, encode
 from tandem.rollout.settings import Terms
 from tandem.rollout.supply import LEFTOVERS, Supply

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tandem.rollout.brake import Holds
 from tandem.rollout.collection import Collection, GroupFilter, Outcome
+from tandem.rollout.door import Holds
 from tandem.rollout.events import EventLoop
-from tandem.rollout.generate import blank_sample
-from tandem.rollout.groups import GroupSampler
+from tandem.rollout.groups import GroupSampler, blank_sample
 from tandem.rollout.rules import Order, Round
 from tandem.rollout.settings import Terms
 from tandem.rollout.supply import Supply

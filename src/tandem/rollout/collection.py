@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tandem.rollout.brake import LAPS, Brake, Holds
+from tandem.rollout.door import LAPS, Brake, Holds
 from tandem.rollout.groups import GroupSampler
 from tandem.rollout.rules import Round, Ruling
 from tandem.rollout.settings import Terms

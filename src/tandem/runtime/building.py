@@ -29,9 +29,9 @@ from tandem.observe import RunLog
 from tandem.parallel import Layout
 from tandem.rewards.reward import RewardStage
 from tandem.rollout import EvaluationSet, EventLoop, ReplayedStage, SupervisedStage
-from tandem.rollout.brake import Holds
 from tandem.rollout.custom.converting import ConvertedSampler
 from tandem.rollout.custom.sources import CustomSource
+from tandem.rollout.door import Holds
 from tandem.rollout.dump import DumpingSampler
 from tandem.runtime.algorithm import load_hooks
 from tandem.runtime.halves import NoEvaluator, without_evaluation

@@ -21,14 +21,14 @@ from tandem.rollout import (
     Supply,
     Terms,
 )
-from tandem.rollout.brake import Holds
 from tandem.rollout.collect import AfterRound, Progress, Rounds
-from tandem.rollout.custom import batches, converting, filters, functions, generating
-from tandem.rollout.custom.filters import buffer_filter, dynamic_filter
+from tandem.rollout.custom import batches, converting, functions, generating
+from tandem.rollout.custom.batches import buffer_filter, dynamic_filter
 from tandem.rollout.custom.functions import CustomEvaluator, CustomRollout
 from tandem.rollout.custom.generating import CustomGenerator
+from tandem.rollout.custom.line import Switchboard
 from tandem.rollout.custom.sources import CustomSource, DataSourceView
-from tandem.rollout.custom.switchboard import Switchboard
+from tandem.rollout.door import Holds
 from tandem.rollout.settings import training_sampling
 from tandem.rollout.supply import first_in
 from tandem.runtime.serving import asks_engine, served
@@ -219,7 +219,7 @@ def check_hooks(cfg: Config) -> None:
     """Passes if every hook of sampling can be called as its flag says; else HookError."""
     rollout = cfg.rollout
     wanted = [
-        (rollout.buffer_filter_path, filters.BUFFER),
+        (rollout.buffer_filter_path, batches.BUFFER),
         (rollout.custom_generate_function_path, generating.GENERATE),
         (rollout.rollout_function_path, functions.ROLLOUT),
         (cfg.eval.eval_function_path, functions.EVALUATION),
@@ -233,7 +233,7 @@ def check_hooks(cfg: Config) -> None:
     ]
     dynamic = rollout.dynamic_sampling_filter_path
     if dynamic is not None and find_shipped(dynamic) is None:
-        wanted.append((dynamic, filters.DYNAMIC))
+        wanted.append((dynamic, batches.DYNAMIC))
     for path, spec in wanted:
         if path is not None:
             load(path, spec)

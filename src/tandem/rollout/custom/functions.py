@@ -20,7 +20,7 @@ from tandem.rollout.custom.samples import sample_of
 from tandem.rollout.custom.sources import DataSourceView
 from tandem.rollout.door import Door
 from tandem.rollout.events import EventLoop
-from tandem.rollout.generate import blank_sample
+from tandem.rollout.groups import blank_sample
 from tandem.rollout.supply import Supply
 from tandem.types import Evaluation, Group, Prompt, Rollout
 

@@ -9,9 +9,8 @@ from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, Spec, load
 from tandem.hooks.asking import LINE, Line, params_of
 from tandem.hooks.view import view_of
-from tandem.rollout.custom.line import Place, Written, asker
+from tandem.rollout.custom.line import Place, Switchboard, Written, asker, sampling_seed
 from tandem.rollout.custom.samples import Misshapen, fresh_view, sample_of
-from tandem.rollout.custom.switchboard import Switchboard, sampling_seed
 from tandem.rollout.door import Door
 from tandem.rollout.groups import Continue
 from tandem.rollout.settings import Terms

@@ -17,7 +17,7 @@ Call = Callable[..., Awaitable[Any]]
 
 
 class Pace:
-    """Holds all engines between two stretches of steps; implements `rollout.brake.Holds`.
+    """Holds all engines between two stretches of steps; implements `rollout.door.Holds`.
 
     Takes a stretch of answers from every engine at work, gives them in the order of their steps,
     then of engines; waits for all of those engines, and while it is held; woken by requests and by
