@@ -14,10 +14,9 @@ from tandem.config.config import (
     RewardConfig,
     RolloutConfig,
 )
-from tandem.config.flat import flat
+from tandem.config.flat import flat, to_dict
 from tandem.config.load import load_config, read_config
 from tandem.config.page import flags_table, help_text, show
-from tandem.config.record import to_dict
 from tandem.config.resolve import complete
 from tandem.config.rules import check, check_files
 from tandem.config.sections.sampling import EvalSet

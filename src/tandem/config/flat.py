@@ -1,10 +1,11 @@
-"""What a user's hook sees: every setting by its flag's name, read-only."""
+"""A Config as others see it: hooks, checkpoints and run folders."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from tandem.config.config import SECTIONS, Config
+from tandem.config.fields import knobs
 from tandem.config.nearest import nearest
 from tandem.config.overlay import OPPOSITES
 
@@ -96,3 +97,22 @@ def _name(flag: str) -> str:
 def _words(words: tuple[str, ...]) -> Any:
     """A flag's words as one value: True for a switch, text for one, a list for several."""
     return True if not words else words[0] if len(words) == 1 else list(words)
+
+
+def to_dict(cfg: Config) -> dict[str, Any]:
+    """Everything of it as JSON values, without secrets."""
+    for knob in knobs().values():
+        if knob.is_secret:
+            section = replace(getattr(cfg, knob.section), **{knob.name: knob.default})
+            cfg = replace(cfg, **{knob.section: section})
+    return _plain(asdict(cfg))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)  # dates and the like, from a user's own YAML

@@ -1,11 +1,10 @@
 """What users' hooks import, and how hooks are found and checked."""
 
-from tandem.hooks.asking import generate, tokenizer
+from tandem.hooks.asking import generate, post, tokenizer
 from tandem.hooks.load import Hook, Spec, load
-from tandem.hooks.posting import post
-from tandem.hooks.records import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 from tandem.hooks.view import DialectSample as Sample
 from tandem.hooks.view import DialectStatus as Status
+from tandem.hooks.view import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
 
 __all__ = [
     "DynamicFilterOutput",

@@ -1,4 +1,4 @@
-"""How a generate function asks the engine, whichever engine that is."""
+"""How users' functions ask the engine, whichever engine that is: by call, and over HTTP."""
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -135,3 +135,23 @@ def _line() -> Line:
             "functions alone"
         )
     return line
+
+
+async def post(
+    url: str, payload: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
+) -> Any:
+    """What the address answers to this JSON; raises RuntimeError where it refuses.
+
+    For functions that post to `http://{args.sglang_router_ip}:{args.sglang_router_port}/generate`.
+    An answer may take as long as it wants.
+    """
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as session,
+        session.post(url, json=dict(payload), headers=headers) as response,
+    ):
+        if response.status >= 400:
+            raise RuntimeError(f"{url} answered {response.status}: {(await response.text())[:500]}")
+        return await response.json()

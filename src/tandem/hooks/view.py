@@ -1,4 +1,4 @@
-"""What a user's hook sees of a sample: the dialect's attribute names."""
+"""What users' hooks see of a sample, and what they return, under the dialect's names."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -146,3 +146,28 @@ def _versions(sample: Sample) -> list[str]:
     """The weight versions that wrote the sample, in order of their first token."""
     written = sample.version_T[sample.version_T != NO_VERSION].tolist()
     return [str(version) for version in dict.fromkeys(written)]
+
+
+@dataclass(kw_only=True)
+class DynamicFilterOutput:
+    """What a dynamic sampling filter says of a group."""
+
+    keep: bool
+    reason: str | None = None  # counted in `rollout/dynamic_filter/drop_{reason}`
+    keep_when_insufficient: bool = False  # keep it all the same if others had to be sampled for it
+
+
+@dataclass
+class RolloutFnTrainOutput:
+    """What a rollout function returns: groups of samples, or of lists of samples of one attempt."""
+
+    samples: list[list[Any]]
+    metrics: Mapping[str, Any] | None = None
+
+
+@dataclass
+class RolloutFnEvalOutput:
+    """What an evaluation function returns: by set, `rewards`, `truncated` and `samples`."""
+
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metrics: Mapping[str, Any] | None = None
