@@ -129,6 +129,11 @@ class Group:
     def rewards_G(self) -> tuple[float | None, ...]:
         return tuple(sample.reward for sample in self.samples)
 
+    @property
+    def responses_G(self) -> tuple[int, ...]:
+        """How many tokens of each sample follow the prompt, replies of the world included."""
+        return tuple(sample.num_tokens - len(self.prompt.tokens_T) for sample in self.samples)
+
 
 COLUMNS: Mapping[str, str] = {
     "old_logprobs": "log_probs",
@@ -308,13 +313,13 @@ class EngineStats:
     """What an engine is doing now."""
 
     version: int
-    num_running: int
-    num_waiting: int
-    num_cache_blocks: int
-    num_free_blocks: int
-    num_generated_tokens: int  # since the start
-    num_prefill_tokens: int
-    num_cached_tokens: int
+    num_running: int = 0
+    num_waiting: int = 0
+    num_cache_blocks: int = 0
+    num_free_blocks: int = 0
+    num_generated_tokens: int = 0  # since the start
+    num_prefill_tokens: int = 0
+    num_cached_tokens: int = 0
     is_asleep: bool = False
 
 

@@ -141,9 +141,7 @@ def rollout_view(
     view: dict[str, Any] = {
         "tokens": [torch.from_numpy(sample.tokens_T.astype(np.int64)) for sample in samples],
         "total_lengths": [sample.num_tokens for sample in samples],
-        "response_lengths": [
-            s.num_tokens - start for s, start in zip(samples, starts, strict=True)
-        ],
+        "response_lengths": [length for group in groups for length in group.responses_G],
         "loss_masks": cut([sample.sampled_T.astype(np.int32) for sample in samples]),
         "rewards": [float(score) for scores_G in scores for score in scores_G],
         "raw_reward": rewards,

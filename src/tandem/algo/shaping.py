@@ -26,10 +26,8 @@ def shaped_rewards(group: Group, cfg: AlgoConfig) -> np.ndarray:
     """
     return np.array(
         [
-            _reward(sample) + overlong_penalty(_answer_length(group, sample), cfg)
-            if is_judged(sample)
-            else 0.0
-            for sample in group.samples
+            _reward(sample) + overlong_penalty(length, cfg) if is_judged(sample) else 0.0
+            for sample, length in zip(group.samples, group.responses_G, strict=True)
         ],
         np.float64,
     )
@@ -68,10 +66,6 @@ def against_the_others(rewards_G: np.ndarray) -> np.ndarray:
     """
     count = len(rewards_G)
     return centred(rewards_G, divides=False) * (count / max(count - 1, 1))
-
-
-def _answer_length(group: Group, sample: Sample) -> int:
-    return sample.num_tokens - len(group.prompt.tokens_T)
 
 
 def _reward(sample: Sample) -> float:

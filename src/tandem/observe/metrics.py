@@ -67,15 +67,16 @@ def training_metrics(groups: Sequence[Group]) -> dict[str, float]:
     Columns are reduced as the loss is by default (dialect 3.9): the mean over attempts of the mean
     over an attempt's trained tokens. Columns that are absent have no metric.
     """
-    pairs = [(group, sample) for group in groups for sample in group.samples]
-    if not pairs:
+    samples = _samples(groups)
+    if not samples:
         return {}
-    lengths = [sample.num_tokens - len(group.prompt.tokens_T) for group, sample in pairs]
     metrics = {
-        "response_lengths": float(np.mean(lengths)),
-        "total_lengths": float(np.mean([sample.num_tokens for _, sample in pairs])),
-        "truncated": _share(sample.ending is Ending.LENGTH for _, sample in pairs),
-        "rollout_log_probs": rollout_mean(groups, [_engine_logprobs(group) for group in groups]),
+        "response_lengths": float(np.mean(_responses(groups))),
+        "total_lengths": float(np.mean([sample.num_tokens for sample in samples])),
+        "truncated": _share(sample.ending is Ending.LENGTH for sample in samples),
+        "rollout_log_probs": rollout_mean(
+            groups, [[sample.logprobs_T for sample in group.samples] for group in groups]
+        ),
     }
     scores = [score for group in groups for score in group.scores or ()]
     if scores:
@@ -155,22 +156,18 @@ def evaluation_metrics(name: str, groups: Sequence[Group]) -> dict[str, float]:
 
 def turn_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """`multi_turn/...`: turns of the policy, lengths with and without the world's replies."""
-    pairs = [(group, sample) for group in groups for sample in group.samples]
-    if not pairs:
+    samples = _samples(groups)
+    if not samples:
         return {}
-    turns = [_num_turns(sample.sampled_T) for _, sample in pairs]
-    whole = [sample.num_tokens - len(group.prompt.tokens_T) for group, sample in pairs]
-    chosen = [sample.num_sampled for _, sample in pairs]
-    metrics = {}
-    for name, values in (
-        ("round_number", turns),
-        ("raw_response_length", whole),
-        ("wo_obs_response_length", chosen),
-    ):
-        metrics[f"multi_turn/{name}/mean"] = float(np.mean(values))
-        metrics[f"multi_turn/{name}/max"] = float(np.max(values))
-        metrics[f"multi_turn/{name}/min"] = float(np.min(values))
-    return metrics
+    return {
+        f"multi_turn/{name}/{word}": float(reduced(values))
+        for name, values in (
+            ("round_number", [_num_turns(sample.sampled_T) for sample in samples]),
+            ("raw_response_length", _responses(groups)),
+            ("wo_obs_response_length", [sample.num_sampled for sample in samples]),
+        )
+        for word, reduced in (("mean", np.mean), ("max", np.max), ("min", np.min))
+    }
 
 
 def correct_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -187,14 +184,9 @@ def correct_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 def speed_metrics(groups: Sequence[Group], seconds: float, num_devices: int) -> dict[str, float]:
     """`perf/...` of sampling for `seconds` on `num_devices`; effective counts chosen tokens."""
-    lengths = [
-        sample.num_tokens - len(group.prompt.tokens_T)
-        for group in groups
-        for sample in group.samples
-    ]
+    lengths, chosen = _responses(groups), [sample.num_sampled for sample in _samples(groups)]
     if not lengths or seconds <= 0:
         return {}
-    chosen = [sample.num_sampled for sample in _samples(groups)]
     per_device_s = seconds * max(num_devices, 1)
     return {
         "perf/rollout_time": seconds,
@@ -248,6 +240,11 @@ def _samples(groups: Iterable[Group]) -> list[Sample]:
     return [sample for group in groups for sample in group.samples]
 
 
+def _responses(groups: Iterable[Group]) -> list[int]:
+    """Tokens of each sample that follow its prompt."""
+    return [length for group in groups for length in group.responses_G]
+
+
 def _rewards(samples: Iterable[Sample]) -> list[float]:
     return [float(sample.reward) for sample in samples if sample.reward is not None]
 
@@ -258,10 +255,6 @@ def _share(truths: Iterable[bool]) -> float:
 
 def _with_prefix(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {prefix + name: value for name, value in metrics.items()}
-
-
-def _engine_logprobs(group: Group) -> list[np.ndarray]:
-    return [sample.logprobs_T for sample in group.samples]
 
 
 def _zero_std_counts(groups: Iterable[Group]) -> Counter[float]:

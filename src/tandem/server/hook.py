@@ -114,16 +114,7 @@ class NoEngine:
 
     def stats(self) -> EngineStats:
         """Of an engine that does nothing."""
-        return EngineStats(
-            version=-1,
-            num_running=0,
-            num_waiting=0,
-            num_cache_blocks=0,
-            num_free_blocks=0,
-            num_generated_tokens=0,
-            num_prefill_tokens=0,
-            num_cached_tokens=0,
-        )
+        return EngineStats(version=-1)
 
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """Raises EngineError."""
