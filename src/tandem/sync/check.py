@@ -50,17 +50,19 @@ def update_all(
 def failures_of(engine: Engine, name: str, weights: Weights, dtype: str) -> list[str]:
     """What is wrong with an engine after an update, a sentence each; empty when all is well.
 
-    Its log-probs are asked for before the trainer's are read, so a device is waited for once.
+    All is asked for before anything is read, so a device is waited for once.
     """
+    digests, canary = weights.digests, weights.canary
+    held = {} if digests is None else engine.state_digest(as_stored=weights.is_shared)
+    logprobs_T = None if canary is None else engine.canary(canary.tokens_T)
     failures = []
     version = engine.stats().version
     if version != weights.version:
         failures.append(f"{name} reports weight version {version}, not {weights.version}")
-    if weights.digests is not None:
-        held = engine.state_digest(as_stored=weights.is_shared)
-        failures += _digest_failures(name, weights.digests, held)
-    if weights.canary is not None:
-        failures += _canary_failures(name, weights.canary, engine, dtype)
+    if digests is not None:
+        failures += _digest_failures(name, digests, held)
+    if canary is not None and logprobs_T is not None:
+        failures += _canary_failures(name, canary, logprobs_T, dtype)
     return failures
 
 
@@ -75,7 +77,7 @@ def storage_failures(engine: EmbeddedEngine, name: str, stored: Mapping[str, Ten
         for tensor in dict.fromkeys([*stored, *held])
         if tensor not in held
         or tensor not in stored
-        or place(held[tensor]) != place(stored[tensor])
+        or _place(held[tensor]) != _place(stored[tensor])
     ]
     if not wrong:
         return []
@@ -85,7 +87,7 @@ def storage_failures(engine: EmbeddedEngine, name: str, stored: Mapping[str, Ten
     ]
 
 
-def place(tensor: Tensor) -> tuple[object, ...]:
+def _place(tensor: Tensor) -> tuple[object, ...]:
     """Where a tensor's numbers lie, and how they are read."""
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
@@ -97,8 +99,7 @@ def _digest_failures(name: str, sent: Mapping[str, int], held: Mapping[str, int]
     return [f"{name} holds other bytes in {len(wrong)} of {len(sent)} tensors, first {wrong[0]}"]
 
 
-def _canary_failures(name: str, canary: Canary, engine: Engine, dtype: str) -> list[str]:
-    held_T = engine.canary(canary.tokens_T)
+def _canary_failures(name: str, canary: Canary, held_T: np.ndarray, dtype: str) -> list[str]:
     difference = float(np.abs(held_T - canary.logprobs_T)[1:].mean())
     bound = CANARY_BOUND[dtype]
     if difference <= bound:  # a NaN fails this too
