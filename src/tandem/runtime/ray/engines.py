@@ -70,6 +70,7 @@ class EngineFleet:
         self._homes: dict[str, Line] = {}  # of groups, since the last weight update
         self._homeless: list[Asked] = []  # no engine is alive
         self._loop: asyncio.AbstractEventLoop | None = None  # that requests come on
+        self._repairs: set[asyncio.Task[None]] = set()
         self._lock = threading.RLock()  # a repair goes on in a thread of its own
         self.pace = Pace(self.lines, self._call)
 
@@ -140,16 +141,26 @@ class EngineFleet:
             return await handle.sample.remote(verb, *arguments)
         except RayActorError as error:
             if line.handle is handle:  # else another is there already
-                await self._lost(line, error)
+                self._lose(line, error)
         except Exception as error:
             line.fail(EngineError(f"{line.name} failed: {type(error).__name__}: {error}"))
         return None
 
-    async def _lost(self, line: Line, error: Exception) -> None:
-        """Asks a dead engine's requests of others, and puts another in its place."""
+    def _lose(self, line: Line, error: Exception) -> None:
+        """Asks a dead engine's requests of others at once, and begins to replace it."""
         try:
             for asked in self._mourn(line, error):
                 self._ask(asked)
+        except TandemError as fault:
+            self._fail(fault)
+            return
+        task = asyncio.get_running_loop().create_task(self._bring_back(line))
+        self._repairs.add(task)
+        task.add_done_callback(self._repairs.discard)
+
+    async def _bring_back(self, line: Line) -> None:
+        """Puts another process in the place of a dead engine, in a thread of its own."""
+        try:
             await asyncio.to_thread(self._repair, line)
         except TandemError as fault:
             self._fail(fault)
@@ -160,15 +171,16 @@ class EngineFleet:
     def _mourn(self, line: Line, error: Exception) -> list[Asked]:
         """The requests that a dead engine leaves; raises ResourceError where it may not die."""
         heard, where = self._watch.last_heard(line.name), self._watch.describe(line.name)
-        self._watch.remove(line.name)
         unfinished = line.bury()
         line.num_deaths += 1
         if line.has_rank or line.num_deaths > MOST_DEATHS:
             self._homeless += unfinished
+            dead = self._watch.dead() | {line.name: f"{where} (last heard of: {heard})"}
             raise ResourceError(
-                f"{where} died (last heard of: {heard}). The run stops; resume it from its last "
+                f"{' and '.join(dead.values())} died. The run stops; resume it from its last "
                 "checkpoint (--load)"
             ) from error
+        self._watch.remove(line.name)
         log.warning(
             "%s died (last heard of: %s); another is started, its %d unfinished requests are asked "
             "again",

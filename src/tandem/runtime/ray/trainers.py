@@ -151,7 +151,7 @@ class TrainerFleet:
 
     def finish_saves(self) -> None:
         """Returns when every save of every rank is on the disk, if all ranks are alive."""
-        if not self._is_lost:
+        if not self._is_lost and not self._watch.dead().keys() & self.by_name.keys():
             self._call("finish_saves")
 
     def save_hugging_face(self, folder: Any, origin: Any) -> None:

@@ -95,6 +95,13 @@ class Watch:
             return "nothing yet"
         return f"{_doing(watched.pulse)}, {time.monotonic() - watched.heard_s:.0f} s ago"
 
+    def dead(self) -> dict[str, str]:
+        """Processes that are no more, each with where it was, by name; all are asked now."""
+        with self._lock:
+            watched = dict(self._watched)
+        pulses = self._pulses(watched)
+        return {name: f"{name} on {watched[name].where}" for name in pulses if pulses[name] is None}
+
     def close(self) -> None:
         """Ends the thread."""
         self._is_over.set()
@@ -133,19 +140,27 @@ class Watch:
                 )
                 ray.kill(one.handle)
 
-    def _listen(self, watched: dict[str, _Watched]) -> None:
-        refs = {one.handle.pulse.remote(): one for one in watched.values()}
+    def _pulses(self, watched: dict[str, _Watched]) -> dict[str, Pulse | None]:
+        """What those say who answer in time; None of the dead."""
+        refs = {one.handle.pulse.remote(): name for name, one in watched.items()}
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=self._interval_s)
+        found: dict[str, Pulse | None] = {}
         for ref in done:
-            one, now_s = refs[ref], time.monotonic()
             try:
-                pulse = ray.get(ref)
+                found[refs[ref]] = ray.get(ref)
             except RayActorError:
-                one.heard_s = one.moved_s = now_s  # who called it will hear of its death
+                found[refs[ref]] = None
+        return found
+
+    def _listen(self, watched: dict[str, _Watched]) -> None:
+        for name, pulse in self._pulses(watched).items():
+            one, now_s = watched[name], time.monotonic()
+            one.heard_s = now_s
+            if pulse is None:
+                one.moved_s = now_s  # who called it will hear of its death
                 if one.bound_to is not None:
                     ray.kill(one.bound_to)
                 continue
-            one.heard_s = now_s
             if pulse.span is None or one.pulse is None or pulse.place != one.pulse.place:
                 one.moved_s, one.is_named = now_s, False
             one.pulse = pulse
