@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 
 from tandem.config.config import Config
 from tandem.config.fields import flag_of, knobs
+from tandem.config.sections.run import ClusterConfig
 
 NEEDS = (
     ("tb_project_name tb_experiment_name", "use_tensorboard"),
@@ -75,6 +76,11 @@ CARRIED = (
 """How weights travel between processes."""
 
 
+def _is_shared(cluster: ClusterConfig) -> bool:
+    """Whether every engine is on devices that train."""
+    return cluster.colocate and (cluster.rollout_num_gpus or 0) <= cluster.num_trainers
+
+
 def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
     if cfg.cluster.runtime == "local":
         yield ONE_PROCESS, "there is one process"
@@ -93,7 +99,7 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
             "the embedded engine has no server that could die by itself; a run that stops resumes "
             "from its checkpoint",
         )
-    elif cfg.engine.rollout_engine == "torch" and cfg.cluster.colocate:
+    elif cfg.engine.rollout_engine == "torch" and _is_shared(cfg.cluster):
         yield (
             "use_fault_tolerance",
             "engines are in the processes of ranks, which stop the run where one fails; it resumes "
