@@ -8,7 +8,6 @@ from tandem.observe.table import (
     NUM_SHOWN_STEPS,
     LiveDisplay,
     PlainDisplay,
-    QuietDisplay,
     eval_sets,
     open_display,
     short,
@@ -124,4 +123,10 @@ def test_progress_that_falls_begins_a_new_round():
 def test_display_is_plain_unless_log_lines_go_to_a_terminal():
     assert isinstance(open_display("auto", 1), PlainDisplay)
     assert isinstance(open_display("plain", 1), PlainDisplay)
-    assert isinstance(open_display("off", 1), QuietDisplay)
+
+
+def test_a_display_that_is_off_says_nothing(caplog, capsys):
+    display = open_display("off", 1)
+    display.step(ROW)
+    display.progress("sampling", 1, 2)
+    assert not caplog.records and capsys.readouterr() == ("", "")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tandem.hooks import Sample
-from tandem.hooks.asking import LINE, Line
+from tandem.hooks.asking import Line, connected
 from tandem.rollout.custom.samples import fresh_view, sample_of
 from tandem.rollout.groups import blank_sample
 from tandem.rollout.sandbox import Sandbox
@@ -72,11 +72,8 @@ class Echo:
 
 async def played(script, sample=None, limits=None, environment=Echo):
     sample = sample or fresh_view(PROMPT, blank_sample(PROMPT, index=0, position=0))
-    token = LINE.set(Line(ask=script.ask, tokenizer=Letters()))
-    try:
+    with connected(Line(ask=script.ask, tokenizer=Letters())):
         return await converse(None, sample, PARAMS, environment, limits or Limits())
-    finally:
-        LINE.reset(token)
 
 
 async def test_turns_and_replies_alternate_and_only_turns_are_trained():

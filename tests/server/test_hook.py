@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tandem.errors import EngineError
-from tandem.hooks.asking import LINE, Line
+from tandem.hooks.asking import Line, connected
 from tandem.hooks.view import DialectSample, DialectStatus
 from tandem.server import TrainedAgent
 from tandem.types import Completion, Ending, Request, SampleKey
@@ -69,11 +69,8 @@ def sample_of(model):
 
 
 async def called(agent, line, sample):
-    token = LINE.set(line)
-    try:
+    with connected(line):
         return await agent(None, sample, PARAMS)
-    finally:
-        LINE.reset(token)
 
 
 async def test_an_agents_turns_are_one_sample_with_its_logprobs(model, line_of, logprobs_of):

@@ -9,6 +9,7 @@ from typing import Any
 
 from tandem.algo.kl import TEACHER_KEY
 from tandem.errors import RewardError
+from tandem.hooks.asking import post
 
 
 async def ask_teacher(args: Any, sample: Any) -> float:
@@ -18,7 +19,7 @@ async def ask_teacher(args: Any, sample: Any) -> float:
     from the start, at the rollout's temperature. Raises RewardError for an answer about other
     tokens, which leaves the sample without a verdict.
     """
-    answer = await _post(args.rm_url, request_of(args, sample))
+    answer = await post(args.rm_url, request_of(args, sample))
     sample.metadata[TEACHER_KEY] = told_logprobs(answer, sample)
     return 0.0
 
@@ -61,11 +62,3 @@ def told_logprobs(answer: dict[str, Any], sample: Any) -> list[float]:
             "and the server must give log-probs from the start (logprob_start_len 0)"
         )
     return [float(entry[0]) for entry in told[len(told) - length :]]
-
-
-async def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    import aiohttp
-
-    async with aiohttp.ClientSession() as session, session.post(url, json=body) as reply:
-        reply.raise_for_status()
-        return await reply.json()

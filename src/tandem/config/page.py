@@ -150,6 +150,10 @@ def _shown(cfg: Config, knob: Knob) -> str:
     value = getattr(getattr(cfg, knob.section), knob.name)
     if knob.is_secret and value is not None:
         return "(secret)"
+    return _words(value)
+
+
+def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) and value else _given(value)
 
 
@@ -163,11 +167,7 @@ def _eval_set(entry: EvalSet) -> Iterator[str]:
     yield f"  evaluation set {entry.name}:"
     for item in fields(entry):
         if item.name != "name":
-            value = getattr(entry, item.name)
-            text = (
-                " ".join(map(str, value)) if isinstance(value, tuple) and value else _given(value)
-            )
-            yield f"    {item.name} {text}"
+            yield f"    {item.name} {_words(getattr(entry, item.name))}"
 
 
 def _extras(cfg: Config) -> Iterator[str]:

@@ -113,7 +113,14 @@ def _placement(cfg: Config) -> Iterator[str]:
     cluster, debug = cfg.cluster, cfg.debug
     num_samplers, per_engine = cluster.rollout_num_gpus, cluster.rollout_num_gpus_per_engine
     is_half = debug.debug_train_only or debug.debug_rollout_only
-    if cfg.engine.rollout_engine == "sglang":
+    is_uneven = num_samplers is not None and num_samplers % per_engine != 0
+    has_servers = cfg.engine.rollout_engine == "sglang"
+    if num_samplers is not None and is_uneven and (has_servers or cluster.runtime == "ray"):
+        yield (
+            f"--rollout-num-gpus {num_samplers} is not a multiple of --rollout-num-gpus-per-engine "
+            f"{per_engine}; try {num_samplers - num_samplers % per_engine or per_engine}"
+        )
+    if has_servers:
         yield from _servers(cfg)
         return
     if cfg.rollout.rollout_external_engine_addrs:
@@ -137,12 +144,7 @@ def _placement(cfg: Config) -> Iterator[str]:
             "--runtime ray needs --rollout-num-gpus, the devices that sample, or --colocate, by "
             "which they are those that train"
         )
-    elif num_samplers and num_samplers % per_engine:
-        yield (
-            f"--rollout-num-gpus {num_samplers} is not a multiple of --rollout-num-gpus-per-engine "
-            f"{per_engine}; try {num_samplers - num_samplers % per_engine or per_engine}"
-        )
-    elif cluster.colocate and num_samplers and not cluster.engines_cover_ranks:
+    elif cluster.colocate and num_samplers and not is_uneven and not cluster.engines_cover_ranks:
         yield (
             f"--rollout-num-gpus-per-engine {per_engine} with --colocate wants engines on all "
             f"{cluster.num_trainers} devices that train: set a divisor, and no --rollout-num-gpus"
@@ -152,7 +154,7 @@ def _placement(cfg: Config) -> Iterator[str]:
 def _servers(cfg: Config) -> Iterator[str]:
     """SGLang's servers, which are processes beside that of the trainer."""
     cluster, engine = cfg.cluster, cfg.engine
-    num_samplers, per_engine = cluster.rollout_num_gpus, cluster.rollout_num_gpus_per_engine
+    num_samplers = cluster.rollout_num_gpus
     if cluster.runtime == "local" and cluster.num_trainers > 1:
         yield "--runtime local is one trainer; leave --runtime out"
     if cluster.runtime == "ray" and cfg.debug.debug_rollout_only:
@@ -160,11 +162,6 @@ def _servers(cfg: Config) -> Iterator[str]:
     is_asked = cluster.colocate or num_samplers or cfg.rollout.rollout_external_engine_addrs
     if cluster.runtime == "ray" and not (is_asked or cfg.debug.debug_train_only):
         yield "--rollout-num-gpus is required: the devices that sample (or --colocate)"
-    if num_samplers and num_samplers % per_engine:
-        yield (
-            f"--rollout-num-gpus {num_samplers} is not a multiple of --rollout-num-gpus-per-engine "
-            f"{per_engine}; try {num_samplers - num_samplers % per_engine or per_engine}"
-        )
     if (engine.sglang_router_ip is None) != (engine.sglang_router_port is None):
         yield "--sglang-router-ip and --sglang-router-port go together: where the router listens"
 

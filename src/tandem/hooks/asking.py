@@ -1,6 +1,7 @@
 """How users' functions ask the engine, whichever engine that is: by call, and over HTTP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -125,6 +126,16 @@ def params_of(sampling: Sampling, seed: int) -> dict[str, Any]:
     params = {name: getattr(sampling, name) for name in NAMES if name != "ignore_eos"}
     params |= {name: list(getattr(sampling, name)) or None for name in TUPLES}
     return params | {"no_stop_trim": True, "spaces_between_special_tokens": False, SEED: seed}
+
+
+@contextmanager
+def connected(line: Line) -> Iterator[None]:
+    """What runs inside can use `generate` and `tokenizer`."""
+    token = LINE.set(line)
+    try:
+        yield
+    finally:
+        LINE.reset(token)
 
 
 def _line() -> Line:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from tandem.observe.log import get_logger, log_console
 
@@ -30,39 +30,17 @@ class Column:
     text: Callable[[Row], str | None]
 
 
-class Display(Protocol):
-    """Shows how a run goes."""
-
-    def progress(self, work: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` pieces of the work are done."""
-
-    def step(self, row: Row) -> None:
-        """Shows a step, or shows it anew when more is known about it."""
-
-    def close(self) -> None: ...
-
-
-def open_display(mode: Literal["auto", "live", "plain", "off"], num_steps: int) -> Display:
+def open_display(
+    mode: Literal["auto", "live", "plain", "off"], num_steps: int
+) -> "LiveDisplay | PlainDisplay":
     """The display for a mode; `auto` is live where log lines go to a terminal."""
     console = log_console()
     if mode == "off":
-        return QuietDisplay()
+        # a logger of its own without a handler: warnings still go to the log
+        return PlainDisplay(num_steps, logger=logging.Logger("off", logging.CRITICAL))
     if mode == "live" or (mode == "auto" and console is not None and console.is_terminal):
         return LiveDisplay(num_steps, console)
     return PlainDisplay(num_steps)
-
-
-class QuietDisplay:
-    """Shows nothing; warnings still go to the log."""
-
-    def progress(self, work: str, done: int, total: int) -> None:
-        pass
-
-    def step(self, row: Row) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class PlainDisplay:
@@ -81,11 +59,13 @@ class PlainDisplay:
         self._said_s = clock()
 
     def progress(self, work: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` pieces of the work are done."""
         if done < total and self._clock() - self._said_s >= PLAIN_PROGRESS_INTERVAL_S:
             self._said_s = self._clock()
             self._logger.info("%s %d of %d", work, done, total)
 
     def step(self, row: Row) -> None:
+        """Shows a step, or shows it anew when more is known about it."""
         self._said_s = self._clock()
         self._logger.info("%s", step_line(row, self._num_steps))
 

@@ -12,7 +12,7 @@ import numpy as np
 from tandem.contracts import Reward
 from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, RolloutFnEvalOutput, RolloutFnTrainOutput, Spec, load
-from tandem.hooks.asking import LINE, Line
+from tandem.hooks.asking import Line, connected
 from tandem.hooks.view import DialectSample
 from tandem.observe import evaluation_metrics
 from tandem.rollout.custom.line import asker
@@ -56,16 +56,13 @@ class Means:
             num_samples=self.num_samples,
             written=source.written,
         )
-        token = LINE.set(Line(ask=ask, tokenizer=self.tokenizer))
-        try:
-            with hook.at_work(f"rollout {rollout_id}", passes=(TandemError,)):
-                if inspect.iscoroutinefunction(hook.call):
-                    return await hook.call(self.args, rollout_id, source, evaluation=evaluation)
-                return await asyncio.to_thread(
-                    hook.call, self.args, rollout_id, source, evaluation=evaluation
-                )
-        finally:
-            LINE.reset(token)
+        line = Line(ask=ask, tokenizer=self.tokenizer)
+        with connected(line), hook.at_work(f"rollout {rollout_id}", passes=(TandemError,)):
+            if inspect.iscoroutinefunction(hook.call):
+                return await hook.call(self.args, rollout_id, source, evaluation=evaluation)
+            return await asyncio.to_thread(
+                hook.call, self.args, rollout_id, source, evaluation=evaluation
+            )
 
 
 class CustomRollout:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tandem.errors import HookError, TandemError
 from tandem.hooks import Hook, Spec, load
-from tandem.hooks.asking import LINE, Line, params_of
+from tandem.hooks.asking import Line, connected, params_of
 from tandem.hooks.view import view_of
 from tandem.rollout.custom.line import Place, Switchboard, Written, asker, sampling_seed
 from tandem.rollout.custom.samples import Misshapen, fresh_view, sample_of
@@ -100,9 +100,9 @@ class CustomGenerator:
             place=place,
             written=lambda _: written,
         )
-        token = LINE.set(Line(ask=ask, tokenizer=self._tokenizer))
+        line = Line(ask=ask, tokenizer=self._tokenizer)
         try:
-            with self._switchboard.connected(number, ask):
+            with connected(line), self._switchboard.connected(number, ask):
                 said = await hook.call(self._args, view, params, **more)
             views = said if isinstance(said, list) else [said]
             if not views:
@@ -112,8 +112,6 @@ class CustomGenerator:
             raise
         except Exception as error:
             return [self._failed(hook, error, sample)]
-        finally:
-            LINE.reset(token)
         self._num_right += 1
         return samples
 
