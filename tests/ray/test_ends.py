@@ -1,11 +1,11 @@
 """How a run of several processes ends when somebody ends its driver."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -16,69 +16,91 @@ WORDS = "--actor-num-gpus-per-node 1 --rollout-num-gpus 1 --save-interval 1000"
 
 
 class Launch:
-    """A driver of a long run, and the processes that its log names."""
+    """A driver of a long run, with a mark in the environment that all its processes have."""
 
-    def __init__(self, argv):
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        self._log = []
+    def __init__(self, program, argv):
+        self._mark = f"MARK={uuid.uuid4()}"
+        env = os.environ | {"OMP_NUM_THREADS": "1"} | dict([self._mark.split("=")])
         self.process = subprocess.Popen(
-            [sys.executable, "train.py", *argv],
+            [sys.executable, program, *argv],
             cwd=ROOT,
             env=env,
-            text=True,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # its own process group, as a shell gives to a command
         )
 
-    def read_until(self, word):
-        """Reads the log until it says so."""
-        for line in self.process.stderr:
-            self._log.append(line)
-            if word in line:
-                return
-        raise AssertionError(f"never said {word}: {''.join(self._log)[-3000:]}")
+    def alive(self):
+        """Command lines of processes that have the mark: the driver, Ray's, ranks and engines."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self._mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                pass  # it has ended, or is somebody else's
+        return [line for line in found if line]
 
-    def pids(self):
-        return [int(pid) for line in self._log for pid in re.findall(r"pid (\d+)$", line.strip())]
 
-    def wait(self):
-        self._log += self.process.stderr.readlines()
-        return self.process.wait(PATIENCE_S)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where every run here saves, and goes on from."""
+    return tmp_path_factory.mktemp("saved")
 
 
 @pytest.fixture
-def launch(tiny, tmp_path):
-    argv = tiny.argv(tmp_path, f"{WORDS} --save {tmp_path} --load {tmp_path}", num_rollout=100_000)
-    launch = Launch(argv)
-    launch.read_until("engine 0 on ")
+def start(tiny, folder, tmp_path):
+    """Starts a program; gives its launch once it has logged a step."""
+    launches = []
+
+    def started(program):
+        words = f"{WORDS} --save {folder} --load {folder}"
+        launch = Launch(program, tiny.argv(tmp_path, words, num_rollout=100_000))
+        launches.append(launch)
+        metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + PATIENCE_S
+        while not (metrics.exists() and metrics.read_text().count("\n") > 1):
+            assert launch.process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline_s, "no step was logged"
+            time.sleep(0.1)
+        assert len([line for line in launch.alive() if "ray::Worker" in line]) == 2
+        return launch
+
+    yield started
+    for launch in launches:
+        launch.process.kill()
+        launch.process.wait()
+
+
+def check_all_gone(launch):
     deadline_s = time.monotonic() + PATIENCE_S
-    metrics = tmp_path / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 1):
-        assert time.monotonic() < deadline_s, "no step was logged"
+    while left := launch.alive():
+        assert time.monotonic() < deadline_s, f"left behind: {left}"
         time.sleep(0.1)
-    yield launch
+
+
+def saved(folder):
+    return int((folder / "latest_checkpointed_iteration.txt").read_text())
+
+
+def test_a_run_that_gets_sigterm_saves_and_leaves_no_process(start, folder):
+    launch = start("train.py")
+    launch.process.terminate()
+    assert launch.process.wait(PATIENCE_S) == 143
+    assert saved(folder) >= 0
+    check_all_gone(launch)
+
+
+def test_an_asynchronous_run_that_gets_ctrl_c_saves_and_leaves_no_process(start, folder):
+    before = saved(folder)
+    launch = start("train_async.py")
+    os.killpg(launch.process.pid, signal.SIGINT)  # a terminal tells all of the group
+    assert launch.process.wait(PATIENCE_S) == 143
+    assert saved(folder) > before  # it went on from what the other saved
+    check_all_gone(launch)
+
+
+def test_a_driver_that_is_killed_leaves_no_process(start):
+    launch = start("train.py")
     launch.process.kill()
     launch.process.wait()
-    launch.process.stderr.close()
-
-
-def check_all_gone(pids):
-    assert len(pids) == 2
-    deadline_s = time.monotonic() + PATIENCE_S
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline_s, "a process was left behind"
-        time.sleep(0.1)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_asked_to_end_saves_and_leaves_no_process(number, launch, tmp_path):
-    launch.process.send_signal(number)
-    assert launch.wait() == 143
-    assert (tmp_path / "latest_checkpointed_iteration.txt").is_file()
-    check_all_gone(launch.pids())
-
-
-def test_a_driver_that_is_killed_leaves_no_process(launch):
-    launch.process.kill()
-    launch.wait()
-    check_all_gone(launch.pids())
+    check_all_gone(launch)
