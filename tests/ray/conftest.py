@@ -51,9 +51,9 @@ def tiny(tmp_path_factory) -> Tiny:
     return Tiny(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster():
-    """A Ray on this host that several runs share."""
+    """A Ray on this host that all runs of a process share: it takes seconds to start."""
     import ray
 
     from tandem.runtime.ray.cluster import ENVIRONMENT

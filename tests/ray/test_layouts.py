@@ -1,6 +1,15 @@
 """The same run on several layouts of processes: the samples and losses of one process."""
 
+import logging
+import os
+import re
+import signal
+import threading
+import time
+
 import pytest
+
+from tandem.errors import ResourceError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -53,12 +62,32 @@ def test_several_ranks_learn_what_one_learns(words, rows_of, one_process):
     check_near(rows_of(words), one_process)
 
 
-def test_a_run_saved_on_two_shared_devices_goes_on_apart(rows_of, one_process, tmp_path):
-    keeping = f"--load {tmp_path} --save {tmp_path} --save-interval 1"
-    first = f"{keeping} --actor-num-gpus-per-node 2 --colocate --offload-train"
-    then = f"{keeping} --actor-num-gpus-per-node 1 --rollout-num-gpus 1"
-    rows_of(first, num_rollout=1, folder=tmp_path)
-    check_near(rows_of(then, num_rollout=2, folder=tmp_path), one_process)
+def test_a_run_on_two_shared_devices_that_lost_a_rank_goes_on_apart(rows_of, tmp_path, caplog):
+    logging.getLogger("tandem.run").addHandler(caplog.handler)
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    killed = []
+
+    def kill():
+        while not tracker.exists():
+            time.sleep(0.01)
+        pid = re.search(r"trainer rank 1 on .* pid (\d+)", caplog.text)[1]
+        os.kill(int(pid), signal.SIGKILL)
+        killed.append((pid, time.monotonic()))
+
+    threading.Thread(target=kill, daemon=True).start()
+    first = f"--save {tmp_path} --save-interval 1 --actor-num-gpus-per-node 2 --colocate"
+    with pytest.raises(ResourceError, match=r"trainer rank 1 on .*died.*--load") as raised:
+        rows_of(first, num_rollout=1000)
+    pid, killed_s = killed[0]
+    assert time.monotonic() - killed_s < 60
+    assert f"pid {pid}" in str(raised.value)
+    logging.getLogger("tandem.run").removeHandler(caplog.handler)
+
+    saved = int(tracker.read_text())
+    then = f"--load {tmp_path} --actor-num-gpus-per-node 1 --rollout-num-gpus 1"
+    rows = rows_of(then, num_rollout=saved + 2)
+    wanted = rows_of("--runtime local", num_rollout=saved + 2)
+    check_near(rows, wanted[saved + 1 :])
 
 
 def check_near(rows, wanted_rows):
