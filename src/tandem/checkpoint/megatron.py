@@ -98,7 +98,7 @@ def read_megatron(
         tensor = torch.empty(size if layer is None else (1, *size[1:]), dtype=dtype)
         starts = (layer or 0,) + (0,) * (len(size) - 1)
         piece = {name: Piece(tensor=tensor, global_shape=size, starts=starts)}
-        with _alone():
+        with quietly_alone():
             dcp.load(dict(piece), storage_reader=reader, planner=PieceReader(piece), no_dist=True)
         yield ours, _ours(ours, tensor if layer is None else tensor[0], wanted[ours])
 
@@ -133,7 +133,7 @@ def write_megatron(named: Iterable[tuple[str, Tensor]], root: str | Path, shape:
     final = Path(root) / RELEASE
     temporary = hidden_folder(final)
     writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True)
-    with _alone():
+    with quietly_alone():
         planner = PieceWriter(pieces, states)
         dcp.save(dict(pieces), storage_writer=writer, planner=planner, no_dist=True)
     backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -146,8 +146,8 @@ def write_megatron(named: Iterable[tuple[str, Tensor]], root: str | Path, shape:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Each process reads by itself; torch's warning about that is kept quiet."""
+def quietly_alone() -> Iterator[None]:
+    """Inside, a process may read and write by itself without torch's warning about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

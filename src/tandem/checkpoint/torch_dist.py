@@ -15,7 +15,6 @@ not complete and is never loaded. Of a folder that Megatron-Core wrote the weigh
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from tandem.checkpoint.folders import (
     publish_folder,
     settled,
 )
-from tandem.checkpoint.megatron import is_megatron, read_megatron
+from tandem.checkpoint.megatron import RELEASE, TRACKER, is_megatron, quietly_alone, read_megatron
 from tandem.checkpoint.names import differences, report
 from tandem.errors import CheckpointError
 
@@ -40,9 +39,7 @@ if TYPE_CHECKING:
 
     from tandem.checkpoint.pieces import Piece, Pieces
 
-TRACKER = "latest_checkpointed_iteration.txt"
 META = "meta.json"
-RELEASE = "release"
 MODEL = "model."
 """What the names of model tensors begin with; the rest is ours (`layers.0.qkv.weight`)."""
 FORMAT = 1
@@ -316,10 +313,8 @@ def _torch_faults(doing: str) -> Iterator[None]:
 @contextmanager
 def _alone_is_fine(group: "ProcessGroup | None") -> Iterator[bool]:
     """Whether there is no process group; torch's warning about that is kept quiet inside."""
-    is_alone = group is None and not dist.is_initialized()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield is_alone
+    with quietly_alone():
+        yield group is None and not dist.is_initialized()
 
 
 def _first(group: "ProcessGroup | None", work: Callable[[], Any]) -> Any:

@@ -37,14 +37,11 @@ def refusals(cfg: Config) -> Iterator[str]:
         for name in row.names.split():
             value = getattr(getattr(cfg, table[name].section), name)
             is_derived = cfg.origins.get(name, "").startswith("derived")
-            if not is_derived and not _is_fine(value, row):
+            is_fine = any(value == fine and type(value) is type(fine) for fine in row.fine)
+            if not (is_derived or is_fine):
                 told = flag_of(name) if value is True else f"{flag_of(name)} {_shown(value)}"
                 instead = row.instead.format(flag=flag_of(name))
                 yield f"{told}: {said(row.what)}; {instead}"
-
-
-def _is_fine(value: Any, row: Row) -> bool:
-    return any(value == fine and type(value) is type(fine) for fine in row.fine)
 
 
 def _shown(value: Any) -> str:

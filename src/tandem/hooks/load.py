@@ -9,18 +9,16 @@ from typing import Any
 
 from tandem.errors import HookError
 
-OURS = {
-    "slime.utils.types": "`from slime.utils.types import Sample` by "
-    "`from tandem.hooks import Sample`",
-    "slime.rollout.base_types": "`from slime.rollout.base_types import ...` by "
-    "`from tandem.hooks import RolloutFnTrainOutput, RolloutFnEvalOutput`",
-    "slime.rollout.filter_hub": "`from slime.rollout.filter_hub.base_types import ...` by "
-    "`from tandem.hooks import DynamicFilterOutput`",
-    "slime.utils.http_utils": "`from slime.utils.http_utils import post` by "
-    "`from tandem.hooks import post`",
-    "slime.rollout.sglang_rollout": "slime's own generate by `tandem.hooks.generate` and "
-    "`GenerateState(args).tokenizer` by `tandem.hooks.tokenizer()`",
-}
+OURS = (
+    "`from slime.utils.types import Sample` by `from tandem.hooks import Sample`; "
+    "`from slime.rollout.base_types import ...` by "
+    "`from tandem.hooks import RolloutFnTrainOutput, RolloutFnEvalOutput`; "
+    "`from slime.rollout.filter_hub.base_types import ...` by "
+    "`from tandem.hooks import DynamicFilterOutput`; "
+    "`from slime.utils.http_utils import post` by `from tandem.hooks import post`; "
+    "slime's own generate by `tandem.hooks.generate` and "
+    "`GenerateState(args).tokenizer` by `tandem.hooks.tokenizer()`"
+)
 """What to write instead of an import of slime."""
 
 
@@ -139,7 +137,4 @@ def _import_failure(said: str, module_name: str, error: Exception) -> str:
             f"{said}: slime is not installed here, and this function of it has no "
             "counterpart; copy it into a module of yours and give its path"
         )
-    return (
-        f"{said}: its module imports slime, which is not installed here. "
-        f"Replace {'; '.join(OURS.values())}"
-    )
+    return f"{said}: its module imports slime, which is not installed here. Replace {OURS}"

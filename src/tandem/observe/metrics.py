@@ -114,7 +114,7 @@ def pass_metrics(groups: Sequence[Group], separator: str) -> dict[str, float]:
     verdicts = [_rewards(group.samples) for group in groups]
     largest = max((len(rewards) for rewards in verdicts), default=0)
     metrics = {}
-    for k in _powers_of_two(largest):
+    for k in (2**exponent for exponent in range(largest.bit_length())):
         estimates = [
             pass_at_k(len(rewards), sum(reward == 1 for reward in rewards), k)
             for rewards in verdicts
@@ -274,10 +274,6 @@ def _category_shares(samples: Sequence[Sample], key: str) -> dict[str, float]:
         if isinstance(sample.verdict, Mapping) and key in sample.verdict
     )
     return {f"error_cat/{name}": count / len(samples) for name, count in found.items()}
-
-
-def _powers_of_two(largest: int) -> list[int]:
-    return [2**exponent for exponent in range(largest.bit_length())]
 
 
 def _num_turns(sampled_T: np.ndarray) -> int:
