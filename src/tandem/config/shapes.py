@@ -11,6 +11,9 @@ from tandem.errors import ConfigError
 UNKNOWN = object()
 """A checkpoint that does not say; nothing is compared."""
 
+Read = Callable[[Mapping[str, Any]], Any]
+"""Takes the parsed config.json and gives what it says of one thing."""
+
 QK_NORM = {"qwen3": True, "qwen3_moe": True, "qwen2": False, "llama": False}
 QKV_BIAS = {"qwen3": False, "qwen3_moe": False, "qwen2": True, "llama": False}
 
@@ -22,7 +25,7 @@ class Shape:
     flag: str
     kind: str  # "switch", "int", "float" or "str"
     key: str  # of config.json, as named in a failure
-    read: Callable[[Mapping[str, Any]], Any]
+    read: Read
 
 
 def check_expectations(expected: Mapping[str, Any], hf_config: Mapping[str, Any]) -> None:
@@ -66,7 +69,7 @@ def _is_same(wanted: Any, actual: Any) -> bool:
     return bool(wanted == actual)
 
 
-def _key(*names: str) -> Callable[[Mapping[str, Any]], Any]:
+def _key(*names: str) -> Read:
     """A reader of the first of these keys that is there."""
 
     def read(hf: Mapping[str, Any]) -> Any:
@@ -75,14 +78,15 @@ def _key(*names: str) -> Callable[[Mapping[str, Any]], Any]:
     return read
 
 
+def _of_family(told: Mapping[str, Any], otherwise: Any = UNKNOWN) -> Read:
+    """A reader of what is known of a model_type."""
+    return lambda hf: told.get(hf.get("model_type", ""), otherwise)
+
+
 def _feed_forward(hf: Mapping[str, Any]) -> Any:
     if _num_experts(hf) is not UNKNOWN:
         return UNKNOWN  # no dense layer need have this width
     return _key("intermediate_size")(hf)
-
-
-def _key_heads(hf: Mapping[str, Any]) -> Any:
-    return _key("num_key_value_heads", "num_attention_heads")(hf)
 
 
 def _head_size(hf: Mapping[str, Any]) -> Any:
@@ -93,7 +97,7 @@ def _head_size(hf: Mapping[str, Any]) -> Any:
     return UNKNOWN
 
 
-def _rope(key: str) -> Callable[[Mapping[str, Any]], Any]:
+def _rope(key: str) -> Read:
     """A reader of a rotary setting, at the top or in `rope_parameters` or `rope_scaling`."""
 
     def read(hf: Mapping[str, Any]) -> Any:
@@ -108,10 +112,6 @@ def _rope(key: str) -> Callable[[Mapping[str, Any]], Any]:
 def _has_rope_scaling(hf: Mapping[str, Any]) -> bool:
     scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     return scaling.get("rope_type", scaling.get("type", "default")) != "default"
-
-
-def _qk_norm(hf: Mapping[str, Any]) -> Any:
-    return QK_NORM.get(hf.get("model_type", ""), UNKNOWN)
 
 
 def _qkv_bias(hf: Mapping[str, Any]) -> Any:
@@ -145,6 +145,9 @@ def _rotary_share(hf: Mapping[str, Any]) -> Any:
 
 
 _num_experts = _key("num_experts", "num_local_experts", "n_routed_experts")
+_key_heads = _key("num_key_value_heads", "num_attention_heads")
+_has_shared_gate = _of_family({"qwen2_moe": True}, otherwise=False)
+_has_expert_bias = _of_family({"qwen2_moe": False, "qwen3_moe": False})
 
 
 def _num_experts_or_none(hf: Mapping[str, Any]) -> Any:
@@ -170,15 +173,6 @@ def _shared_width(hf: Mapping[str, Any]) -> Any:
     if hf.get("n_shared_experts") is not None:
         return hf["n_shared_experts"] * hf["moe_intermediate_size"]
     return _key("shared_expert_intermediate_size")(hf)
-
-
-def _has_shared_gate(hf: Mapping[str, Any]) -> Any:
-    return hf.get("model_type") == "qwen2_moe"
-
-
-def _has_expert_bias(hf: Mapping[str, Any]) -> Any:
-    family = hf.get("model_type")
-    return False if family in ("qwen2_moe", "qwen3_moe") else UNKNOWN
 
 
 def _expert_layers(hf: Mapping[str, Any]) -> Any:
@@ -225,7 +219,7 @@ SHAPES = (
     Shape("--rotary-percent", "float", "partial_rotary_factor", _rotary_share),
     Shape("--use-rope-scaling", "switch", "rope_scaling", _has_rope_scaling),
     Shape("--rotary-scaling-factor", "float", "factor", _rope("factor")),
-    Shape("--qk-layernorm", "switch", "model_type", _qk_norm),
+    Shape("--qk-layernorm", "switch", "model_type", _of_family(QK_NORM)),
     Shape("--add-qkv-bias", "switch", "attention_bias", _qkv_bias),
     Shape("--disable-bias-linear", "switch", "mlp_bias", _has_no_bias),
     Shape("--swiglu", "switch", "hidden_act", _is_gated),
