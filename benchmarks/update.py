@@ -1,10 +1,12 @@
 """Seconds of a weight update between two processes, by carrier, its checks included and apart.
 
-    torchrun --nproc-per-node 2 benchmarks/update.py [--carriers group ipc folder delta]
+    torchrun --nproc-per-node 2 benchmarks/update.py [--carriers group]
+    torchrun --nproc-per-node 2 benchmarks/update.py --carriers ipc folder delta
         [--layers N] [--bucket-mib 512] [--folder DIR] [--out FOLDER] [--tiny]
 
 Qwen3-4B's shape in bf16 with random weights: one process has the trainer's decoder, the other an
-engine. `group` wants two GPUs, the others share the first. An update is: the trainer's proofs
+engine. `group` wants two GPUs, of which each process sees its own, as in a run; the others share the
+first. An update is: the trainer's proofs
 (digests and canary), the weights on their way into the engine's tensors, and the engine's proofs.
 Every time they are other weights; for `delta` --changed of all numbers have moved. Without Ray, so
 calls between driver and processes are not counted.
@@ -12,6 +14,7 @@ calls between driver and processes are not counted.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -73,6 +76,10 @@ Carry = Callable[[int, Side], None]
 
 def main() -> None:
     options = asked()
+    has_two = "group" in options.carriers and not options.tiny
+    if has_two:
+        assert options.carriers == ["group"], "group, whose processes see one GPU each, goes alone"
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["LOCAL_RANK"]
     dist.init_process_group("gloo", timeout=TIMEOUT)
     rank = dist.get_rank()
     assert dist.get_world_size() == 2, "one trainer and one engine"
@@ -82,12 +89,12 @@ def main() -> None:
     dtype = torch.bfloat16 if has_cuda else torch.float32
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
+    counts: list[int] = [0, 0]
+    dist.all_gather_object(counts, torch.cuda.device_count())
+    assert not (has_two and has_cuda) or min(counts), "group wants two GPUs"
     num_bytes, rows = 0, []
     for name in options.carriers:
-        if name == "group" and has_cuda and torch.cuda.device_count() < 2:
-            continue
-        place = rank if name == "group" else 0
-        device = torch.device("cuda", place) if has_cuda else torch.device("cpu")
+        device = torch.device("cuda", 0) if has_cuda else torch.device("cpu")
         side = made(rank, shape, dtype, device, options.bucket_mib)
         num_bytes = sum(one.nbytes for one in side.decoder.parameters())
         with (
@@ -108,7 +115,7 @@ def main() -> None:
 
 def asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--carriers", nargs="+", choices=CARRIERS, default=["group", "ipc"])
+    parser.add_argument("--carriers", nargs="+", choices=CARRIERS, default=["group"])
     parser.add_argument("--layers", type=int, help="fewer layers, for slow disks")
     parser.add_argument("--bucket-mib", type=int, default=512)
     parser.add_argument("--changed", type=float, default=0.02)
