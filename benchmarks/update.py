@@ -5,11 +5,11 @@
         [--layers N] [--bucket-mib 512] [--folder DIR] [--out FOLDER] [--tiny]
 
 Qwen3-4B's shape in bf16 with random weights: one process has the trainer's decoder, the other an
-engine. `group` wants two GPUs, of which each process sees its own, as in a run; the others share the
-first. An update is: the trainer's proofs
-(digests and canary), the weights on their way into the engine's tensors, and the engine's proofs.
-Every time they are other weights; for `delta` --changed of all numbers have moved. Without Ray, so
-calls between driver and processes are not counted.
+engine. `group` wants two GPUs, of which each process sees its own, as in a run; the others share
+the first. An update is: the trainer's proofs (digests and canary), the weights on their way into
+the engine's tensors, and the engine's proofs. Every time they are other weights; for `delta`
+--changed of all numbers have moved. Without Ray, so calls between driver and processes are not
+counted.
 """
 
 import argparse
