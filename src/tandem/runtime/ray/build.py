@@ -16,7 +16,7 @@ from tandem.runtime.halves import IdleTrainer
 from tandem.runtime.ray.cluster import Reserved, joined, reserved, warn_of_split_hosts
 from tandem.runtime.ray.crew import Crew
 from tandem.runtime.ray.engines import EngineFleet
-from tandem.runtime.ray.opening import Parts, build_engines
+from tandem.runtime.ray.opening import Parts, build_engines, members_apart
 from tandem.runtime.ray.placement import Placement, asked, place
 from tandem.runtime.ray.publish import FleetSync
 from tandem.runtime.ray.rank import Recipe
@@ -68,6 +68,7 @@ def build_halves(
     if cfg.engine.rollout_engine == "sglang" and not cfg.debug.debug_train_only:
         held_out, trainers_of = known.opened.held_out, partial(build_trainers, parts, known, device)
         return beside_servers(cfg, placement, devices, dtype, held_out, trainers_of, stack)
+    crew.begin(members_apart(placement)[1], trains=False)  # while the ranks are built
     trainers = build_trainers(parts, known, device) if placement.num_trainers else None
     engines = build_engines(parts, trainers) if placement.engines else None
     return Halves(

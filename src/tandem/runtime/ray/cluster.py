@@ -23,6 +23,9 @@ FREE_WAIT_S = 10.0
 PLACE_WAIT_S = 30.0
 """How long the cluster may take to set devices aside that are free."""
 
+START_WAIT_S = 120.0
+"""How long a process may take to start: it imports torch, from a network's disk perhaps."""
+
 ADDRESS = "RAY_ADDRESS"
 """The environment variable that names a running cluster; `ray job submit` sets it."""
 
@@ -131,20 +134,33 @@ def _listing(bundle: dict[str, float]) -> str:
 
 
 def _in_order(group: PlacementGroup, count: int, is_gpu: bool) -> tuple[int, ...]:
-    """The bundles by host address, then node, then device: the same order at every start."""
-    probe = ray.remote(_where).options
+    """The bundles by host address, then node, then device: the same order at every start.
+
+    Raises ResourceError where no process starts to say where it is.
+    """
+
+    def where() -> tuple[str, str, list[str]]:
+        # sent as it is here: a function by name would have every process import all of tandem
+        context = ray.get_runtime_context()
+        devices = context.get_accelerator_ids().get("GPU", [])
+        return ray.util.get_node_ip_address(), context.get_node_id(), devices
+
+    def order(place: int) -> tuple[Any, ...]:
+        address, node, devices = places[place]
+        host = ipaddress.ip_address(address)
+        return host.version, int(host), node, tuple(map(int, devices)), place
+
+    probe = ray.remote(where).options
     wants: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(is_gpu)}
     refs = [probe(**wants, **in_bundle(group, place)).remote() for place in range(count)]
-    places = ray.get(refs)
-    return tuple(sorted(range(count), key=lambda place: (*places[place], place)))
-
-
-def _where() -> tuple[tuple[int, int], str, tuple[int, ...]]:
-    """The sort key of the bundle that this runs in: host address, node, devices."""
-    context = ray.get_runtime_context()
-    address = ipaddress.ip_address(ray.util.get_node_ip_address())
-    devices = context.get_accelerator_ids().get("GPU", [])
-    return (address.version, int(address)), context.get_node_id(), tuple(map(int, devices))
+    try:
+        places = ray.get(refs, timeout=START_WAIT_S)
+    except GetTimeoutError as error:
+        raise ResourceError(
+            f"the cluster set {count} devices aside, but did not start a process on each within "
+            f"{START_WAIT_S:.0f} s; Ray's logs on those hosts say why"
+        ) from error
+    return tuple(sorted(range(count), key=order))
 
 
 def in_bundle(group: PlacementGroup, bundle: int) -> dict[str, Any]:

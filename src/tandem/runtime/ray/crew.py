@@ -8,14 +8,11 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from tandem.errors import ResourceError
 from tandem.observe import get_logger
-from tandem.runtime.ray.cluster import Reserved, in_bundle
+from tandem.runtime.ray.cluster import START_WAIT_S, Reserved, in_bundle
 from tandem.runtime.ray.watch import Watch
 from tandem.runtime.ray.worker import Whereabouts, Worker
 
 log = get_logger("run")
-
-START_WAIT_S = 120.0
-"""How long a process may take to start: it imports torch, from a network's disk perhaps."""
 
 
 class Crew:
@@ -26,13 +23,12 @@ class Crew:
         self._reserved, self._watch, self._env = reserved, watch, dict(env)
         self._handles: dict[str, Any] = {}
         self._devices: dict[str, int] = {}
+        self._begun: set[str] = set()  # nobody has waited for these yet
         self.where: dict[str, Whereabouts] = {}
 
-    def start(self, devices: Mapping[str, int], *, trains: bool) -> list[Any]:
-        """Handles of new processes by these names on these devices, once all of them answer.
-
-        The log says where they are. Raises ResourceError naming one that does not.
-        """
+    def begin(self, devices: Mapping[str, int], *, trains: bool) -> None:
+        """Has processes by these names start on these devices; `start` waits for them later."""
+        self._begun |= devices.keys()
         for name, device in devices.items():
             bundle = self._reserved.bundles[device]
             env = self._env if trains else {}
@@ -43,6 +39,15 @@ class Crew:
                 runtime_env={"env_vars": env} if env else None,
                 **in_bundle(self._reserved.group, bundle),
             ).remote(name)
+
+    def start(self, devices: Mapping[str, int], *, trains: bool) -> list[Any]:
+        """Handles of new processes by these names on these devices, once all of them answer.
+
+        The log says where they are. Raises ResourceError naming one that does not.
+        """
+        others = {name: devices[name] for name in devices if name not in self._begun}
+        self.begin(others, trains=trains)
+        self._begun -= devices.keys()
         refs = {name: self._handles[name].where.remote() for name in devices}
         for name, ref in refs.items():
             try:

@@ -64,7 +64,7 @@ def build_engines(parts: Parts, trainers: TrainerFleet | None) -> EngineFleet:
     ranks = {} if trainers is None else trainers.by_name
     shared = _members_among_ranks(placement)
     opening.open(list(shared.values()), ranks)
-    own, devices = _members_apart(placement)
+    own, devices = members_apart(placement)
     workers = dict(zip(devices, parts.crew.start(devices, trains=False), strict=True))
     opening.open(list(own.values()), workers)
 
@@ -109,7 +109,7 @@ def _members_among_ranks(placement: Placement) -> dict[str, list[str]]:
     }
 
 
-def _members_apart(placement: Placement) -> tuple[dict[str, list[str]], dict[str, int]]:
+def members_apart(placement: Placement) -> tuple[dict[str, list[str]], dict[str, int]]:
     """The processes of each engine on devices of its own, by the first one's name, and the device
     of every process."""
     members: dict[str, list[str]] = {}
