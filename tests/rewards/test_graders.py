@@ -4,10 +4,8 @@ import pytest
 
 from tandem.errors import ConfigError
 from tandem.rewards import algebra
-from tandem.rewards.dapo import grade_dapo, minerva_form
-from tandem.rewards.f1 import grade_f1
-from tandem.rewards.gpqa import grade_gpqa
 from tandem.rewards.grade import Answer, check_rm_type, draw, grade
+from tandem.rewards.string_graders import grade_dapo, grade_f1, grade_gpqa, minerva_form
 
 
 def verdict(rm_type, response, label=None, **metadata):

@@ -8,15 +8,13 @@ from typing import Any
 
 from tandem.errors import ConfigError
 from tandem.rewards.boxes import last_box
-from tandem.rewards.dapo import grade_dapo
-from tandem.rewards.f1 import grade_f1
-from tandem.rewards.gpqa import grade_gpqa
 from tandem.rewards.math_graders import (
     Algebra,
     grade_deepscaler,
     grade_math,
     grade_math_verify,
 )
+from tandem.rewards.string_graders import grade_dapo, grade_f1, grade_gpqa
 
 BOXED = "boxed_"
 REMOTE = "remote_rm"
