@@ -21,14 +21,7 @@ from tandem.checkpoint.torch_dist import (
     latest,
 )
 from tandem.errors import CheckpointError
-from tandem.observe.journal import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    NOTES_FILE,
-    RUN_FILE,
-    SAMPLES_FILE,
-    TRACE_FILE,
-)
+from tandem.observe.journal import CONFIG_FILE, RECORD_FILES
 
 Kind = Literal["torch_dist", "hugging_face", "random"]
 
@@ -39,7 +32,7 @@ Recognised = tuple[Kind, Iteration | None, str]
 _NO_CONTENT = (".DS_Store", ".gitignore", ".gitkeep", ".nfs")
 
 # a run writes these into its --save folder long before its first save
-_RECORD = (CONFIG_FILE, METRICS_FILE, NOTES_FILE, RUN_FILE, SAMPLES_FILE, TRACE_FILE)
+_RECORD = (CONFIG_FILE, *RECORD_FILES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

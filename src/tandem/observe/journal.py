@@ -14,6 +14,8 @@ ORDER_FILE = "order.jsonl"
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 TRACE_FILE = "trace.json"
+RECORD_FILES = (METRICS_FILE, SAMPLES_FILE, NOTES_FILE, ORDER_FILE, TRACE_FILE, RUN_FILE)
+"""What a run adds to as it goes on."""
 
 
 class MetricsJournal:

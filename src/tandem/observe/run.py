@@ -19,6 +19,7 @@ from tandem.observe.journal import (
     METRICS_FILE,
     NOTES_FILE,
     ORDER_FILE,
+    RECORD_FILES,
     RUN_FILE,
     SAMPLES_FILE,
     TRACE_FILE,
@@ -243,13 +244,12 @@ class RunLog:
 def _clear_the_way(run_dir: Path, start: int) -> None:
     """Makes the folder's files end where a run that begins at `start` goes on."""
     if start == 0:
-        for name in (METRICS_FILE, SAMPLES_FILE, NOTES_FILE, ORDER_FILE, TRACE_FILE, RUN_FILE):
+        for name in RECORD_FILES:
             set_aside(run_dir / name)
         return
     resume_metrics(run_dir / METRICS_FILE, start)
-    resume_lines(run_dir / SAMPLES_FILE, start)
-    resume_lines(run_dir / NOTES_FILE, start)
-    resume_lines(run_dir / ORDER_FILE, start)
+    for name in (SAMPLES_FILE, NOTES_FILE, ORDER_FILE):
+        resume_lines(run_dir / name, start)
     drop_torn_line(run_dir / TRACE_FILE)
 
 
