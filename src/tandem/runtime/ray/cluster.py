@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -56,13 +57,36 @@ def joined(num_devices: int, device: str) -> Iterator[bool]:
         options["include_dashboard"] = False
         options["num_cpus"] = max(num_devices, os.cpu_count() or 1)
     ours = signal.getsignal(signal.SIGTERM)
-    ray.init(logging_level=logging.WARNING, **options)
+    with _another_group():
+        ray.init(logging_level=logging.WARNING, **options)
     if signal.getsignal(signal.SIGTERM) is not ours:
         signal.signal(signal.SIGTERM, ours)  # Ray's ends the process; a run saves first
     try:
         yield _has_gpu(device)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _another_group() -> Iterator[None]:
+    """Processes that are started within are in a process group of their own.
+
+    `timeout`, schedulers and service managers send SIGTERM to a whole group. Ray's processes would
+    be gone before the run has saved; so it reaches the run alone, which ends them.
+    """
+    ours = os.getpgrp()
+    with subprocess.Popen(["sleep", str(START_WAIT_S)], process_group=0) as holder:
+        try:
+            os.setpgid(0, holder.pid)
+        except PermissionError:  # the first process of a session must stay in its group
+            holder.kill()
+            yield
+            return
+        try:
+            yield
+        finally:
+            os.setpgid(0, ours)
+            holder.kill()
 
 
 def _has_gpu(device: str) -> bool:
