@@ -161,7 +161,7 @@ def idle_devices(path: Path | None, run: Path, seconds: float) -> list[float]:
     end_s = (ROOT / run / "metrics.jsonl").stat().st_mtime
     use: dict[str, list[float]] = {}
     for row in csv.reader(path.read_text().splitlines(), skipinitialspace=True):
-        if len(row) == 3:
+        if len(row) == 3 and row[2].isdigit():
             now_s = datetime.strptime(row[1], "%Y/%m/%d %H:%M:%S.%f").timestamp()
             if end_s - seconds <= now_s <= end_s:
                 use.setdefault(row[0], []).append(float(row[2]))

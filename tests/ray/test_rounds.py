@@ -41,6 +41,11 @@ def chosen_of(rows_of, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def one_process(chosen_of):
+    return chosen_of("--runtime local", 2)
+
+
+@pytest.fixture(scope="module")
 def two_engines(chosen_of):
     return chosen_of(f"{APART} 2")
 
@@ -49,8 +54,8 @@ def left_over(folder, step):
     return decode(torch_dist.read_extra(torch_dist.folder_of(folder, step))["unfinished"])
 
 
-def test_one_engine_apart_chooses_and_cuts_off_as_in_one_process(chosen_of):
-    alone, _, here = chosen_of("--runtime local", 2)
+def test_one_engine_apart_chooses_and_cuts_off_as_in_one_process(chosen_of, one_process):
+    alone, _, here = one_process
     apart, _, there = chosen_of(f"{APART} 1", 2)
     assert apart == alone
     for ours, theirs in zip(left_over(there, 1), left_over(here, 1), strict=True):
@@ -59,8 +64,13 @@ def test_one_engine_apart_chooses_and_cuts_off_as_in_one_process(chosen_of):
         ]
 
 
-def test_what_two_engines_cut_off_is_kept_and_goes_on(two_engines):
+def test_what_two_engines_cut_off_is_kept_and_goes_on(two_engines, one_process):
     rollouts, rows, folder = two_engines
+    both = [
+        {index: tokens for index, tokens, *_ in one[0][0]} for one in (two_engines, one_process)
+    ]
+    shared = both[0].keys() & both[1].keys()
+    assert shared and all(both[0][index] == both[1][index] for index in shared)
     for step in range(NUM_ROLLOUT):
         samples = [s for group in left_over(folder, step) for s in group.samples]
         assert any(s.ending is Ending.ABORT and s.sampled_T.any() for s in samples)

@@ -17,7 +17,7 @@ from tandem.config import Config, ParallelConfig
 from tandem.data import load_tokenizer
 from tandem.engine.torch.engine import TorchEngine
 from tandem.engine.torch.lockstep import follow, open_wire
-from tandem.errors import ConfigError, SyncError
+from tandem.errors import ConfigError, EngineError, SyncError
 from tandem.models.build import dtype_of
 from tandem.models.decoder import Decoder
 from tandem.models.part import Part, refusals
@@ -30,7 +30,7 @@ from tandem.runtime.ray.mailbox import Answer, Mailbox, Stretch
 from tandem.runtime.ray.rank import Rank, Recipe, Seat, another_mesh, meet
 from tandem.runtime.turns import Memory, memory_of
 from tandem.runtime.weights import fill
-from tandem.types import EngineStats, Request, Weights
+from tandem.types import Completion, EngineStats, Request, Weights
 
 log = get_logger("engine")
 
@@ -86,7 +86,8 @@ class EngineSide:
             records_experts=cfg.algo.use_rollout_routing_replay,
             wire=None if self.follows else self._wire,
         )
-        self._is_held = False
+        self._is_held = self._is_halted = False
+        self._given: list[Answer] = []  # of what `advance` queued
         self._mailbox = Mailbox(self._engine, self._give_in)
         self._receiver = Receiver(cfg, device)
 
@@ -115,17 +116,16 @@ class EngineSide:
         if self._wire is not None:
             os._exit(1)
 
-    def ask(self, requests: Sequence[Request]) -> None:
-        """Queues the requests."""
+    def ask(self, requests: Sequence[Request], ids: Sequence[str]) -> None:
+        """Queues the requests, and ends those of these ids; their answers are to be taken."""
+        self._is_held = False
         self._mailbox.ask(requests)
+        if ids:
+            self._engine.drop(set(ids))
 
     async def take(self) -> list[Answer]:
         """What has been answered since the last call; waits until there is something."""
         return await self._mailbox.take()
-
-    async def abort(self, ids: Sequence[str] | None) -> None:
-        """Ends the named requests, or all; their answers are to be taken as others are."""
-        await self._engine.abort(ids)
 
     def hold(self) -> None:
         """Takes no step by itself until `release`; requests may come and go."""
@@ -137,25 +137,52 @@ class EngineSide:
         self._is_held = False
         self._engine.release()
 
-    async def advance(self, most: int | None) -> Stretch:
-        """What was answered in so many steps of an engine that is held, fewer if all is answered.
+    async def advance(
+        self, most: int | None, requests: Sequence[Request], ids: Sequence[str]
+    ) -> Stretch:
+        """What was answered in so many steps, fewer if all is answered; these requests are queued
+        before them, and those of these ids ended.
 
-        None: up to the first step that answers something.
+        None: up to the first step that answers something. Nothing else has the engine take steps
+        for such requests.
         """
-        await asyncio.sleep(0)  # what was ended just now reaches the mailbox
-        answered = [(0, self._mailbox.there())]
-        num_steps, self._is_held = 0, False
-        while self._has_requests and num_steps != most:
+        for request in requests:
+            self._put(request)
+        if ids:
+            self._engine.drop(set(ids))
+        answered = [(0, self._handed())]
+        num_steps, self._is_held, self._is_halted = 0, False, False
+        while self._has_requests and num_steps != most and not self._is_halted:
             self._engine.step()
             num_steps += 1
-            await asyncio.sleep(0)  # completions reach the mailbox, and other calls have their turn
-            answers = self._mailbox.there()
-            if answers:
-                answered.append((num_steps, answers))
+            if self._given:
+                answered.append((num_steps, self._handed()))
                 if most is None:
                     break
+            await asyncio.sleep(0)  # other calls have their turn
         self._is_held = True
         return answered
+
+    def halt(self) -> None:
+        """Has `advance` take no further step, if it is under way."""
+        self._is_halted = True
+
+    def _put(self, request: Request) -> None:
+        def deliver(done: Completion | Exception) -> None:
+            if isinstance(done, Exception):
+                if done.__cause__ is not None:
+                    self._give_in()
+                done = EngineError(str(done))
+            self._given.append((request.id, done))
+
+        try:
+            self._engine.put(request, deliver)
+        except EngineError as error:
+            deliver(error)
+
+    def _handed(self) -> list[Answer]:
+        given, self._given = self._given, []
+        return given
 
     def named(self, version: int) -> Iterable[tuple[str, Tensor]]:
         """The weights of this version by Hugging Face name, all of which must be taken; SyncError

@@ -223,8 +223,6 @@ class EngineFleet:
                 self._tell(line, "update", line.handle.update.remote(self._version, refs))
             if self._is_asleep:
                 self._tell(line, "sleep", line.handle.sample.remote("sleep"))
-            if self.pace.is_on:
-                self._tell(line, "hold", line.handle.sample.remote("hold"))
             line.open(line.handle)
             log.info("%s is back with weights %d", line.name, self._version)
 

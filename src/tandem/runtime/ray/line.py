@@ -1,7 +1,7 @@
 """One engine as the driver sees it: what was asked of it and is not answered yet."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,10 @@ class Line:
         self.has_rank, self.shares, self.gives = has_rank, shares, gives
         self.is_alive = True
         self.num_deaths = 0  # since the last weight update
+        self.is_paced = False  # nothing is sent but what is fetched here
         self._asked: dict[str, Asked] = {}
-        self._unsent: list[Asked] = []
+        self._unsent: list[Request] = []
+        self._unended: list[str] = []  # ids that the engine is to end
         self._collecting: asyncio.Task[None] | None = None
 
     @property
@@ -71,33 +73,42 @@ class Line:
         return len(self._asked)
 
     def send(self, asked: Asked, collect: Collect) -> None:
-        """Queues a request; it goes out with all others of this turn of the event loop."""
+        """Queues a request; it goes out with all others of this turn of the event loop, or with
+        what is fetched."""
         loop = asyncio.get_running_loop()
         id = asked.request.id
         assert id not in self._asked, f"request {id} is being sampled already"
         self._asked[id] = asked
         asked.future.add_done_callback(lambda future: self._drop(asked, future))
-        if not self._unsent:
+        self._unsent.append(asked.request)
+        if self.is_paced:
+            return
+        if len(self._unsent) == 1:
             loop.call_soon(self.flush)
-        self._unsent.append(asked)
         if self._collecting is None or self._collecting.done():
             self._collecting = loop.create_task(collect(self))
 
+    def fetched(self) -> tuple[list[Request], list[str]]:
+        """Requests that were queued since the last call, and ids to end."""
+        fetched = self._unsent, self._unended
+        self._unsent, self._unended = [], []
+        return fetched
+
     def flush(self) -> None:
-        """Sends what is queued now."""
-        unsent: Sequence[Asked] = self._unsent
-        self._unsent = []
-        if unsent and self.is_alive:
-            self.handle.sample.remote("ask", [one.request for one in unsent])
+        """Sends what is queued, all in one call: two could overtake each other."""
+        if self.is_paced or not self.is_alive:
+            return
+        requests, ids = self.fetched()
+        if requests or ids:
+            self.handle.sample.remote("ask", requests, ids)
 
     def end(self, ids: set[str] | None) -> list[Asked]:
         """Aborts the named requests, or all; those that it will answer with what was written."""
-        self.flush()
         ended = [one for id, one in self._asked.items() if ids is None or id in ids]
         for one in ended:
             one.is_ended = True
-        if ended and self.is_alive:
-            self.handle.sample.remote("abort", [one.request.id for one in ended])
+            self._unended.append(one.request.id)
+        self.flush()
         return ended
 
     def deliver(self, answers: Iterable[Answer]) -> None:
@@ -114,7 +125,8 @@ class Line:
     def bury(self) -> list[Asked]:
         """What is to be asked again, once the engine is dead; aborted requests are given up."""
         self.is_alive, self.handle = False, None
-        asked, self._asked, self._unsent = list(self._asked.values()), {}, []
+        self.fetched()
+        asked, self._asked = list(self._asked.values()), {}
         for one in asked:
             if one.is_ended:
                 one.give_up()
@@ -126,14 +138,14 @@ class Line:
 
     def fail(self, fault: Exception) -> None:
         """Ends every request with the fault."""
-        asked, self._asked, self._unsent = list(self._asked.values()), {}, []
+        self.fetched()
+        asked, self._asked = list(self._asked.values()), {}
         for one in asked:
             one.fail(fault)
 
     def _drop(self, asked: Asked, future: "asyncio.Future[Completion]") -> None:
         """Ends a request whose future was cancelled; its answer is not waited for."""
         if future.cancelled() and self._asked.get(asked.request.id) is asked:
-            self.flush()
             del self._asked[asked.request.id]
-            if self.is_alive:
-                self.handle.sample.remote("abort", [asked.request.id])
+            self._unended.append(asked.request.id)
+            self.flush()

@@ -37,10 +37,6 @@ class Mailbox:
     async def take(self) -> list[Answer]:
         """What has been answered since the last call; waits for one; woken by a completion."""
         await self._has_answers.wait()
-        return self.there()
-
-    def there(self) -> list[Answer]:
-        """What has been answered since the last call, if anything."""
         answers, self._answers = self._answers, []
         self._has_answers.clear()
         return answers

@@ -34,25 +34,22 @@ class Pace:
         self._stretch = STRETCH if len(lines) > 1 else None
         self.is_on = False
         self._may_go = asyncio.Event()
+        self._turn = asyncio.Lock()  # engines get one call after another: calls overtake each other
         self._marching: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     def hold(self) -> None:
         """Takes no further stretch until `release`; requests may come and go."""
         self._may_go.clear()
-        if not self.is_on:
-            self.is_on = True
-            self._tell_all("hold")
+        self._switch(True)
 
     def release(self) -> None:
         """Goes on after `hold`; nothing if it was not held."""
         self._may_go.set()
-        if not self.is_on:
-            return
         if any(line.num_asked for line in self._lines):
             self.go()
         else:
-            self.is_on = False
-            self._tell_all("release")
+            self._switch(False)
 
     def go(self) -> None:
         """Begins to march, if it is on and does not yet."""
@@ -60,13 +57,20 @@ class Pace:
             self._marching = asyncio.get_running_loop().create_task(self._march())
 
     def look(self) -> None:
-        """Has answers collected that came of no step, if it is on: of requests that were ended."""
-        if self.is_on:
-            asyncio.get_running_loop().create_task(self._advance(0))
+        """Has engines end what they are to end, and answers to it collected; if it is on."""
+        if not self.is_on:
+            return
+        if self._turn.locked():
+            for line in self._lines:
+                if line.is_alive:
+                    line.handle.sample.remote("halt")
+        self._looking = asyncio.get_running_loop().create_task(self._advance(0))
 
     async def _march(self) -> None:
         while any(line.num_asked for line in self._lines):
-            await self._may_go.wait()
+            if not self._may_go.is_set():
+                await self._may_go.wait()
+                continue
             if not any(line.is_alive for line in self._lines):
                 return  # who brings one again calls `go`
             await self._advance(self._stretch)
@@ -74,20 +78,20 @@ class Pace:
 
     async def _advance(self, most: int | None) -> None:
         """So many steps of every engine at work; up to its first answer if None."""
-        lines = [line for line in self._lines if line.is_alive and line.num_asked]
-        for line in lines:
-            line.flush()
-        calls = (self._call(line, "advance", most) for line in lines)
-        stretches: Iterable[Stretch | None] = await asyncio.gather(*calls)
-        answered = [
-            (step, place, answers)
-            for place, stretch in enumerate(stretches)
-            for step, answers in stretch or ()
-        ]
-        for _, place, answers in sorted(answered, key=lambda one: one[:2]):
-            lines[place].deliver(answers)
+        async with self._turn:
+            lines = [line for line in self._lines if line.is_alive and line.num_asked]
+            calls = (self._call(line, "advance", most, *line.fetched()) for line in lines)
+            stretches: Iterable[Stretch | None] = await asyncio.gather(*calls)
+            answered = [
+                (step, place, answers)
+                for place, stretch in enumerate(stretches)
+                for step, answers in stretch or ()
+            ]
+            for _, place, answers in sorted(answered, key=lambda one: one[:2]):
+                lines[place].deliver(answers)
 
-    def _tell_all(self, verb: str) -> None:
+    def _switch(self, is_on: bool) -> None:
+        self.is_on = is_on
         for line in self._lines:
-            if line.is_alive:
-                line.handle.sample.remote(verb)
+            line.is_paced = is_on
+            line.flush()
