@@ -1,8 +1,12 @@
 """Which devices train and which sample."""
 
+import socket
+
 import pytest
 
 from tandem.config import read_config
+from tandem.errors import ResourceError
+from tandem.runtime.ray.cluster import check_answers, reserved
 from tandem.runtime.ray.placement import asked, place
 
 LINE = """--hf-checkpoint model --prompt-data prompts.jsonl --rm-type random --num-rollout 1
@@ -42,3 +46,26 @@ def test_the_wish_is_said_in_words_of_the_flags():
         "10 devices: 8 that train (--actor-num-nodes 2 x --actor-num-gpus-per-node 4) and 2 that "
         "sample, others (--rollout-num-gpus 2)"
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "is_gpu", "told"),
+    [(99, False, "99 devices; the cluster has 4 CPUs"), (2, True, "0 GPUs .* --device cpu")],
+)
+def test_what_the_cluster_lacks_is_said_at_once(count, is_gpu, told, cluster):
+    with (
+        pytest.raises(ResourceError, match=told),
+        reserved(count, f"{count} devices", is_gpu=is_gpu),
+    ):
+        pass
+
+
+def test_a_cluster_that_does_not_answer_is_an_error():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*listener.getsockname())
+        with pytest.raises(ResourceError, match=f"nobody answers at RAY_ADDRESS={address}"):
+            check_answers(address)
+        listener.listen()
+        check_answers(address)
+    check_answers("auto")

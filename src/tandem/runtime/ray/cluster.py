@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -24,6 +25,9 @@ FREE_WAIT_S = 10.0
 PLACE_WAIT_S = 30.0
 """How long the cluster may take to set devices aside that are free."""
 
+ANSWER_WAIT_S = 10.0
+"""How long the head of a cluster may take to answer a call."""
+
 START_WAIT_S = 120.0
 """How long a process may take to start: it imports torch, from a network's disk perhaps."""
 
@@ -37,6 +41,10 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the host go before training
 }
 """What Ray is started with, unless the environment says otherwise."""
+
+OWN_GCS_WAIT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", "15"
+"""How long processes of a cluster that a run starts look for its head, which ended with the run; for
+Ray's minute they would stay behind a driver that was killed."""
 
 
 @contextmanager
@@ -55,10 +63,15 @@ def joined(num_devices: int, device: str) -> Iterator[bool]:
     options: dict[str, Any] = {"address": os.environ.get(ADDRESS) or "local"}
     if options["address"] == "local":
         options["include_dashboard"] = False
+        os.environ.setdefault(*OWN_GCS_WAIT_S)
         options["num_cpus"] = max(num_devices, os.cpu_count() or 1)
+    check_answers(options["address"])
     ours = signal.getsignal(signal.SIGTERM)
-    with _another_group():
-        ray.init(logging_level=logging.WARNING, **options)
+    try:
+        with _another_group():
+            ray.init(logging_level=logging.WARNING, **options)
+    except ConnectionError as error:
+        raise ResourceError(f"{ADDRESS}={options['address']}: {error}") from error
     if signal.getsignal(signal.SIGTERM) is not ours:
         signal.signal(signal.SIGTERM, ours)  # Ray's ends the process; a run saves first
     try:
@@ -87,6 +100,23 @@ def _another_group() -> Iterator[None]:
         finally:
             os.setpgid(0, ours)
             holder.kill()
+
+
+def check_answers(address: str) -> None:
+    """Passes if somebody listens at host:port; Ray itself would try for minutes.
+
+    Any other address, as `auto`, is Ray's to look up.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_WAIT_S).close()
+    except OSError as error:
+        raise ResourceError(
+            f"nobody answers at {ADDRESS}={address} ({error}); start a cluster there (ray start "
+            f"--head), or unset {ADDRESS} to use the devices of this host alone"
+        ) from error
 
 
 def _has_gpu(device: str) -> bool:
@@ -131,9 +161,10 @@ def _check(count: int, bundle: dict[str, float], wish: str) -> None:
     kind = "GPU" if "GPU" in bundle else "CPU"
     total = int(ray.cluster_resources().get(kind, 0))
     if total < count:
+        cpu = ", or set --device cpu" if kind == "GPU" and not total else ""
         raise ResourceError(
             f"this run asks for {wish}; the cluster has {_listing(bundle)}. Lower the number of "
-            "devices, share them with --colocate, or join more hosts with ray start"
+            f"devices, share them with --colocate, or join more hosts with ray start{cpu}"
         )
     deadline_s = time.monotonic() + FREE_WAIT_S
     while (free := int(ray.available_resources().get(kind, 0))) < count:
