@@ -43,8 +43,8 @@ class _Watched:
 class Watch:
     """Owns a thread that asks every process for its pulse.
 
-    A process that is at work and has not moved for `limit_s`, or has not answered for so long, is
-    named once, with what it waits for, and everybody's stacks go to a file. Those that can be
+    A process that is at work and does not move, or does not answer, is named once, within
+    `limit_s`, with what it waits for, and everybody's stacks go to a file. Those that can be
     replaced are ended by `checks`, where there are some.
     """
 
@@ -57,11 +57,13 @@ class Watch:
         checks: Checks | None = None,
     ) -> None:
         """`folder` is where stacks are written, `say` takes a sentence."""
-        self._limit_s, self._folder, self._say = limit_s, folder, say
+        self._folder, self._say = folder, say
         self._checks, self._checked_s = checks, time.monotonic()
-        self._interval_s = min(MOST_INTERVAL_S, limit_s / 4)
+        self._interval_s = min(MOST_INTERVAL_S, limit_s / 8)
         if checks is not None:
             self._interval_s = min(self._interval_s, checks.timeout_s / 4)
+        # between two looks lie an interval, and another in which some do not answer
+        self._limit_s = limit_s - 2 * self._interval_s
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.Lock()
         self._is_over = threading.Event()
