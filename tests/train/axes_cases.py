@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint  # once for all processes: it takes a second
 
 from tandem.algo import advantage
 from tandem.checkpoint.pieces import as_pieces
@@ -290,7 +291,10 @@ def differences(found: Learned, wanted: Learned) -> list[str]:
     return lines
 
 
-def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]]) -> None:
+Places = dict[str, dict[str, Any]]
+
+
+def main(rank: int, world: int, folder: Path, places: Places, wanted: dict[str, Learned]) -> None:
     """Every task in every place, by one process of its world."""
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -300,10 +304,6 @@ def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]])
         world_size=world,
         timeout=timedelta(minutes=20),  # of a busy machine
     )
-    alone = {name: learn(task, Mesh(), {}) for name, task in ALL.items()} if rank == 0 else {}
-    box = [alone]
-    dist.broadcast_object_list(box, src=0)
-    wanted = box[0]
     with (folder / f"{world}.{rank}.txt").open("w", encoding="utf-8") as file:
         for where, place in places.items():
             sizes = {name: size for name, size in place.items() if name in AXES}
@@ -323,10 +323,13 @@ def main(rank: int, world: int, folder: Path, places: dict[str, dict[str, Any]])
     dist.destroy_process_group()
 
 
-def run(world: int, folder: Path, places: dict[str, dict[str, Any]]) -> bool:
+def run(world: int, folder: Path, places: Places, wanted: dict[str, Learned]) -> bool:
     """Whether all processes of a world did their work; forked, so that they import nothing."""
     fork = multiprocessing.get_context("fork")
-    running = [fork.Process(target=main, args=(r, world, folder, places)) for r in range(world)]
+    running = [
+        fork.Process(target=main, args=(rank, world, folder, places, wanted))
+        for rank in range(world)
+    ]
     for process in running:
         process.start()
     while any(process.is_alive() for process in running):
@@ -338,5 +341,7 @@ def run(world: int, folder: Path, places: dict[str, dict[str, Any]]) -> bool:
 
 
 if __name__ == "__main__":
-    worlds = json.loads(sys.argv[2])
-    sys.exit(not all(run(int(world), Path(sys.argv[1]), worlds[world]) for world in worlds))
+    worlds, root = json.loads(sys.argv[2]), Path(sys.argv[1])
+    torch.set_num_threads(1)
+    alone = {name: learn(task, Mesh(), {}) for name, task in ALL.items()}
+    sys.exit(not all(run(int(world), root, worlds[world], alone) for world in worlds))
