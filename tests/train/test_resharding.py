@@ -10,6 +10,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint  # once for all ranks: it takes a second
 
 from tandem.algo import advantage
 from tandem.checkpoint import torch_dist
