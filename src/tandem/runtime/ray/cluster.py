@@ -43,8 +43,8 @@ ENVIRONMENT = {
 """What Ray is started with, unless the environment says otherwise."""
 
 OWN_GCS_WAIT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", "15"
-"""How long processes of a cluster that a run starts look for its head, which ended with the run; for
-Ray's minute they would stay behind a driver that was killed."""
+"""How long processes of a cluster that a run starts look for its head, which ended with the run:
+for Ray's minute they would stay behind a driver that was killed."""
 
 
 @contextmanager
