@@ -39,7 +39,7 @@ class ClusterConfig:
     train_env_vars: Mapping[str, str] = field(default_factory=dict)
     """Environment of the training processes, as JSON."""
     heartbeat_timeout: float = 60.0
-    """Seconds without any progress after which a process is named, with what it waits for and the
+    """Seconds without any progress within which a process is named, with what it waits for and the
     stacks of all."""
     use_fault_tolerance: bool = False
     """Also restart an engine on its own devices that lives and does not move; one that died always
