@@ -1,4 +1,4 @@
-"""Several processes for a test."""
+"""Several processes for a test; the long files first."""
 
 import os
 import subprocess
@@ -10,6 +10,19 @@ from typing import Any
 import pytest
 
 RANKS = Path(__file__).with_name("ranks.py")
+LONG = ("ray", "examples", "train/test_axes", "train/test_resharding")
+"""Beginnings of files that start many processes. With two workers, the last files should be short
+ones: otherwise one works alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def is_short(item: pytest.Item) -> bool:
+        try:
+            return not str(item.path.relative_to(RANKS.parent)).startswith(LONG)
+        except ValueError:  # a test from elsewhere
+            return True
+
+    items.sort(key=is_short)  # keeps the order of those that are alike
 
 
 @pytest.fixture(scope="session")

@@ -39,26 +39,17 @@ def test_a_rank_and_an_engine_apart_give_the_bits_of_one_process(rows_of, one_pr
 @pytest.mark.parametrize(
     "words",
     [
-        "--actor-num-gpus-per-node 1 --rollout-num-gpus 2 --rollout-num-gpus-per-engine 2",
-        "--actor-num-gpus-per-node 2 --colocate --rollout-num-gpus-per-engine 2",
-        "--actor-num-gpus-per-node 2 --colocate --rollout-num-gpus-per-engine 2 "
-        "--tensor-model-parallel-size 2 --sequence-parallel",
-    ],
-)
-def test_an_engine_over_two_processes_samples_what_one_does(words, rows_of, one_process):
-    check_near(rows_of(words), one_process)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--actor-num-gpus-per-node 2 --colocate --offload-train",
-        "--actor-num-gpus-per-node 2 --rollout-num-gpus 1 --tensor-model-parallel-size 2 "
-        "--sequence-parallel",
+        "--actor-num-gpus-per-node 2 --tensor-model-parallel-size 2 --sequence-parallel "
+        "--rollout-num-gpus 2 --rollout-num-gpus-per-engine 2",
+        "--actor-num-gpus-per-node 2 --colocate --offload-train --rollout-num-gpus-per-engine 2",
+        "--actor-num-gpus-per-node 2 --colocate --tensor-model-parallel-size 2 "
+        "--sequence-parallel --rollout-num-gpus-per-engine 2",
         "--actor-num-gpus-per-node 2 --colocate --pipeline-model-parallel-size 2",
     ],
 )
-def test_several_ranks_learn_what_one_learns(words, rows_of, one_process):
+def test_several_ranks_and_engines_of_several_processes_give_the_numbers_of_one(
+    words, rows_of, one_process
+):
     check_near(rows_of(words), one_process)
 
 
