@@ -47,6 +47,13 @@ def has_flash_attention_4() -> bool:
         return False
 
 
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is of the generation on which bits of our products were compared with cuBLAS's,
+    and whose shared memory holds their tiles."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 

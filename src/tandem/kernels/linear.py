@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tandem.kernels.device import has_triton, is_fused
+from tandem.kernels.device import has_triton, is_fused, is_hopper
 
 FEW_ROWS = 32
 """Rows up to which our tiles read weights faster than cuBLAS does without split; measured on an
@@ -18,8 +18,8 @@ and are equal from there to 512; bf16 rows (oneDNN) never differ."""
 def linear(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`x_TD @ weight_OD.T + bias_O`, as torch gives it.
 
-    On CUDA, few bf16 rows that want no gradient are multiplied by a Triton kernel: the order of its
-    sums is that of cuBLAS without split (`sum_products_in_one_order`), so are its bits.
+    On Hopper, few bf16 rows that want no gradient are multiplied by a Triton kernel: the order of
+    its sums is that of cuBLAS without split (`sum_products_in_one_order`), so are its bits.
     """
     if _are_few(x_TD, weight_OD, bias_O):
         from tandem.kernels.cuda import linear as fused
@@ -38,6 +38,7 @@ def _are_few(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> bool:
         and not (len(weight_OD) % 64 or x_TD.shape[1] % 128)
         and not (torch.is_grad_enabled() and (x_TD.requires_grad or weight_OD.requires_grad))
         and has_triton()
+        and is_hopper(x_TD.device)
     )
 
 
