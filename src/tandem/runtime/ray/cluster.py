@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -85,10 +86,11 @@ def _another_group() -> Iterator[None]:
     """Processes that are started within are in a process group of their own.
 
     `timeout`, schedulers and service managers send SIGTERM to a whole group. Ray's processes would
-    be gone before the run has saved; so it reaches the run alone, which ends them.
+    be gone before the run has saved; so it reaches the run alone, which ends them. A process cannot
+    make a group for others, so it is that of a program which waits, where this one is a moment too.
     """
-    ours = os.getpgrp()
-    with subprocess.Popen(["sleep", str(START_WAIT_S)], process_group=0) as holder:
+    ours, waits = os.getpgrp(), f"import time; time.sleep({START_WAIT_S})"
+    with subprocess.Popen([sys.executable, "-S", "-c", waits], process_group=0) as holder:
         try:
             os.setpgid(0, holder.pid)
         except PermissionError:  # the first process of a session must stay in its group
