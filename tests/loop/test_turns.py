@@ -23,10 +23,11 @@ IDLE = EngineStats(
 
 
 class Shared:
-    """A device of 100 GiB: `taken` by training, with a cache of 40 that may sleep."""
+    """A device of 100 GiB: `most` taken by training, with a cache of 40 that may sleep."""
 
     def __init__(self, taken=10):
-        self.taken, self.is_awake, self.done = taken, True, []
+        self.taken = self.most = taken
+        self.is_awake, self.done = True, []
 
     def forget(self):
         self.done.append("forget")
@@ -44,6 +45,9 @@ class Shared:
 
     def memories(self):
         return [Memory(free=(100 - self.taken - 40 * self.is_awake) * GB, total=100 * GB)]
+
+    def least_memories(self):
+        return [Memory(free=(100 - self.most - 40 * self.is_awake) * GB, total=100 * GB)]
 
 
 @pytest.fixture
@@ -68,16 +72,19 @@ class Ranks:
 
 
 def turns_of(device, said, **how):
-    return Turns(Ranks(device), device, said.append, measure=device.memories, **how)
+    return Turns(
+        Ranks(device), device, said.append, measure=device.memories,
+        least=device.least_memories, **how,
+    )  # fmt: skip
 
 
-def round_of(turns, device, taken):
-    """What is done with the cache in a round that trains with so much memory."""
+def round_of(turns, device, most):
+    """What is done with the cache in a round whose training takes so much and keeps nothing."""
     devices = turns.devices()
     with devices.sampling():
         pass
     with devices.learning():
-        device.taken = taken
+        device.most = most
     done, device.done = device.done, []
     return done
 
@@ -103,8 +110,8 @@ def test_caches_sleep_where_training_needs_their_room(said):
 def test_caches_sleep_again_once_training_has_grown(said):
     device = Shared()
     turns = turns_of(device, said)
-    for taken in (45, 45, 55):
-        round_of(turns, device, taken)
+    for most in (45, 45, 55):
+        round_of(turns, device, most)
     assert round_of(turns, device, 55) == ["trim", "wake", "forget", "sleep"]
     assert said[-1].startswith("training has grown")
 

@@ -6,7 +6,7 @@ import torch
 
 from tandem.config import EngineConfig
 from tandem.engine.torch.engine import TorchEngine
-from tandem.runtime.turns import Turns, memory_of
+from tandem.runtime.turns import Turns, least_memory_of, memory_of
 from tandem.sync import SharedSync
 from tandem.types import Request, SampleKey, Sampling
 
@@ -42,7 +42,12 @@ def test_memory_does_not_grow_over_rounds(
     engine = TorchEngine(decoder, None, cfg, "cuda", eos_token_ids=())
     sync, used, device = SharedSync([engine], dtype="bfloat16"), [], torch.device("cuda", 0)
     devices = Turns(
-        trainer, engine, print, measure=lambda: [memory_of(device)], moves_state=moves_state
+        trainer,
+        engine,
+        print,
+        measure=lambda: [memory_of(device)],
+        least=lambda: [least_memory_of(device)],
+        moves_state=moves_state,
     ).devices()
     for number in range(ROUNDS):
         with devices.sampling():

@@ -11,7 +11,7 @@ from tandem.observe import get_logger
 from tandem.runtime.building import Known
 from tandem.runtime.halves import IdleTrainer
 from tandem.runtime.room import Room, make_room, room_of
-from tandem.runtime.turns import Memory, Turns, afresh, memory_of
+from tandem.runtime.turns import Memory, Turns, afresh, least_memory_of, memory_of
 from tandem.train import LocalTrainer
 
 log = get_logger("run")
@@ -46,6 +46,7 @@ def build_devices(
         engine,
         log.info,
         measure=partial(_measure, device),
+        least=partial(_least, device),
         caches_sleep=device.type == "cuda" and not stays,
         moves_state=trainer.is_asleep,
     ).devices()
@@ -57,3 +58,7 @@ def _look(trainer: LocalTrainer, device: torch.device) -> list[Room]:
 
 def _measure(device: torch.device) -> list[Memory]:
     return [memory_of(device)]
+
+
+def _least(device: torch.device) -> list[Memory]:
+    return [least_memory_of(device)]

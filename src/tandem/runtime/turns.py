@@ -32,6 +32,16 @@ def memory_of(device: torch.device) -> Memory:
     return Memory(free=free, total=total)
 
 
+def least_memory_of(device: torch.device) -> Memory:
+    """What was free when torch held most of the device for this process; it may have given it back.
+
+    What other processes hold is counted as it is now.
+    """
+    now = memory_of(device)
+    held, most = torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
+    return Memory(free=max(0, now.free + held - most), total=now.total)
+
+
 class Ranks(Protocol):
     """What trains."""
 
@@ -80,8 +90,8 @@ class Turns:
     """Has caches sleep while ranks train, until it has seen that there is room for both.
 
     The first round and the training after it are measured: what sleeping gave back must fit into
-    what training left free at its most (torch keeps that much), and a tenth of the device beside
-    it. From then on nothing is moved, unless training grows into that tenth.
+    what training left free at its most, and a tenth of the device beside it. From then on nothing
+    is moved, unless training grows into that tenth.
 
     Where optimizer state waits in host memory while engines sample (`moves_state`), there is no
     such room: each side gives way in turn.
@@ -94,15 +104,17 @@ class Turns:
         say: Callable[[str], None],
         *,
         measure: Callable[[], Sequence[Memory]],
+        least: Callable[[], Sequence[Memory]],
         caches_sleep: bool = True,
         moves_state: bool = False,
     ) -> None:
-        """`say` takes a sentence about memory, `measure` gives that of each engine's device.
+        """`say` takes a sentence about memory, `measure` gives that of each engine's device, `least`
+        that of each rank's when the rank held most of it.
 
         Without `caches_sleep` caches are there all the time.
         """
         self._ranks, self._engines, self._say = ranks, engines, say
-        self._measure, self._moves_state = measure, moves_state
+        self._measure, self._least, self._moves_state = measure, least, moves_state
         self._caches: list[int] | None = None  # bytes that sleeping gave back
         self._has_trained = False  # since the caches fell asleep
         self._is_settled = not caches_sleep  # by a flag, not by what was measured
@@ -159,17 +171,15 @@ class Turns:
         """Whether caches stay; measured once training has taken what it takes."""
         if self._caches is None:
             return
-        now = self._measure()
-        caches = [0] * len(now) if self._stays else self._caches
-        has_room = all(
-            one.free - cache >= SPARE * one.total for one, cache in zip(now, caches, strict=True)
-        )
+        least = self._least()
+        cache = 0 if self._stays else max(self._caches, default=0)
+        has_room = all(one.free - cache >= SPARE * one.total for one in least)
         self._has_trained = False
         if not self._stays:
             how = "stay beside training from now on" if has_room else "sleep while ranks train"
-            self._say(f"memory of shared devices after training: {_listed(now)}; caches {how}")
+            self._say(f"memory of shared devices in training: {_listed(least)}; caches {how}")
         elif not has_room:
-            self._say(f"training has grown: {_listed(now)}; caches sleep while ranks train")
+            self._say(f"training has grown: {_listed(least)}; caches sleep while ranks train")
         self._stays = has_room
 
 

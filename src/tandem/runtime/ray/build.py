@@ -130,6 +130,7 @@ def build_devices(
         engines,
         log.info,
         measure=engines.memories,
+        least=trainers.least_memories,
         caches_sleep=bool(parts.recipe.cfg.cluster.offload_rollout) and device == "cuda",
         moves_state=trainers.is_asleep,
     ).devices()

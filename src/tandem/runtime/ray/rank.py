@@ -30,6 +30,7 @@ from tandem.runtime.algorithm import load_hooks, teacher_parts
 from tandem.runtime.building import device_of
 from tandem.runtime.ray.ends import Sender
 from tandem.runtime.room import Room, room_of
+from tandem.runtime.turns import Memory, least_memory_of
 from tandem.runtime.weights import policy_parts, reference_parts
 from tandem.sync.check import storage_failures
 from tandem.train import build_trainer
@@ -240,6 +241,10 @@ class Rank:
     def room(self) -> Room:
         """What this process sees of its device and host."""
         return room_of(self.trainer, self.device)
+
+    def least_memory(self) -> Memory:
+        """What was free of its device when this process held most of it."""
+        return least_memory_of(self.device)
 
     def trim(self) -> None:
         """Gives back what the trainer holds of the device and does not use."""

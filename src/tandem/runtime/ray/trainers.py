@@ -17,6 +17,7 @@ from tandem.runtime.ray.rank import Proofs, Recipe, Seat
 from tandem.runtime.ray.watch import Watch
 from tandem.runtime.ray.worker import RankFacts
 from tandem.runtime.room import Room
+from tandem.runtime.turns import Memory
 from tandem.types import Batch, Digests, Group, StepStats, Weights
 
 
@@ -173,6 +174,10 @@ class TrainerFleet:
     def rooms(self) -> list[Room]:
         """What each rank sees of its device and host."""
         return self._call("room")
+
+    def least_memories(self) -> list[Memory]:
+        """What was free of each rank's device when the rank held most of it."""
+        return self._call("least_memory")
 
     def trim(self) -> None:
         """Gives back what the ranks hold of their devices and do not use."""
