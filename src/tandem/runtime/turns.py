@@ -108,8 +108,9 @@ class Turns:
         caches_sleep: bool = True,
         moves_state: bool = False,
     ) -> None:
-        """`say` takes a sentence about memory; `measure` gives that of each engine's device, `least`
-        of each rank's when the rank held most of it.
+        """`say` takes a sentence about memory; `measure` gives that of each engine's device.
+
+        `least` gives that of each rank's device when the rank held most of it.
 
         Without `caches_sleep` caches are there all the time.
         """
