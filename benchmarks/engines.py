@@ -70,7 +70,11 @@ def main() -> None:
     facts: dict = {"trainer_GiB": used_GiB(device)}
     with ExitStack() as stack:
         begin_s = time.perf_counter()
-        servers = launched(shape, options, device, stack)
+        model = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        step.make_model(model, shape)
+        logs = options.out / "engines"
+        servers = launched(model, device, stack, logs, options.python, options.flags)
+        servers.fleet.until_up()
         facts["start_s"] = time.perf_counter() - begin_s
         facts["servers_GiB"] = used_GiB(device) - facts["trainer_GiB"]
         sync = SglangSync(servers.fleet, failures_of, dtype=dtype_of(decoder))
@@ -93,26 +97,27 @@ def embedded_engine(decoder: Decoder, cache_tokens: int) -> TorchEngine:
     return TorchEngine(decoder, None, cfg, decoder.head_weight.device, eos_token_ids=())
 
 
-def launched(shape: Shape, options, device: torch.device, stack: ExitStack) -> SglangEngine:
-    """An SGLang engine that answers, over a model folder without weights."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    step.make_model(folder / "model", shape)
+def launched(
+    model: Path, device: torch.device, stack: ExitStack, out: Path, python: str, flags: list[str]
+) -> SglangEngine:
+    """An SGLang engine that is starting, over a model folder without weights; logs go to `out`."""
     words = f"""
-        --hf-checkpoint {folder}/model --run-dir {options.out}/engines --prompt-data none.jsonl
+        --hf-checkpoint {model} --run-dir {out} --prompt-data none.jsonl
         --num-rollout 1 --rollout-batch-size 1 --rollout-max-response-len 1 --colocate
-        --rollout-engine sglang --sglang-python {options.python} --sglang-skip-tokenizer-init
+        --rollout-engine sglang --sglang-python {python} --sglang-skip-tokenizer-init
     """
-    cfg, failures = read_config([*words.split(), *options.flags])
+    cfg, failures = read_config([*words.split(), *flags])
     assert not failures, failures
-    dtype = "float32" if options.tiny else "bfloat16"
     is_cpu = device.type == "cpu"
-    batch = cfg.engine.sglang_server_concurrency
     place = Place(
-        dtype=dtype, is_cpu=is_cpu, engines=((Spot(),),), shares_device=True, largest_batch=batch
+        dtype="float32" if is_cpu else "bfloat16",
+        is_cpu=is_cpu,
+        engines=((Spot(),),),
+        shares_device=True,
+        largest_batch=cfg.engine.sglang_server_concurrency,
     )
     engine = launch(cfg, place)
     stack.callback(engine.close)
-    engine.fleet.until_up()
     return engine
 
 
