@@ -1,10 +1,10 @@
 """Output tokens a second of the embedded engine on one GPU, log-probs included.
 
-    python benchmarks/engine.py [--out FOLDER] [--tiny] [--loads w1 w1-64 w1-512 mixed tail]
+    python benchmarks/engine.py [--out FOLDER] [--tiny] [--loads w1 w1-64 w1-512 mixed tail queue]
 
 w1: 32 x 8 samples, 256 + 1,024 tokens. w1-64 and w1-512: 64 and 512 samples at once. mixed: 256
 sequences of their own with 100 to 1,024 tokens in and out. tail: 252 short samples and 4 of 8k
-tokens. Each load is sampled `--runs` times after one warm-up; the table shows the fastest and the
+tokens. queue: 128 x 8 samples of 16 to 272 tokens for 512 slots. Each load is sampled `--runs` times after one warm-up; the table shows the fastest and the
 median. Beside it: what stock SGLang 0.5.15.post1 made of the same load, as measured on one H200.
 """
 
@@ -32,7 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=w1.RESULTS)
     parser.add_argument("--tiny", action="store_true", help="walk through on a CPU")
-    parser.add_argument("--loads", nargs="+", default=["w1", "w1-64", "w1-512", "mixed", "tail"])
+    loads = ["w1", "w1-64", "w1-512", "mixed", "tail", "queue"]
+    parser.add_argument("--loads", nargs="+", default=loads)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--cache-tokens", type=int, default=600_000)
@@ -122,6 +123,9 @@ def load_of(name: str, vocab: int, scale: int, run: int) -> list[Request]:
         low, high = 100 // scale, 1024 // scale
         lengths = rng.integers(low, high + 1, size=(256, 2)).tolist()
         groups = [group(index, 1, one, [other]) for index, (one, other) in enumerate(lengths)]
+    elif name == "queue":
+        lengths = rng.integers(16 // scale, 272 // scale + 1, size=(128, 8)).tolist()
+        groups = [group(index, 8, prompt, own) for index, own in enumerate(lengths)]
     else:
         assert name == "tail", f"no load {name}"
         groups = [

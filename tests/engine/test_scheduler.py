@@ -181,3 +181,28 @@ def test_everything_ends_with_its_own_tokens_and_all_blocks_come_back(load):
     assert core.pool.num_held == 0
     assert core.scheduler.num_running == 0
     assert not core.scheduler.waiting
+
+
+def test_sequences_that_wait_for_slots_start_together():
+    core = Core(
+        FakeRunner(256, 8, 64), Stops(None, ()), num_slots=64, prefill_tokens=4096, version=0,
+        is_late=False,
+    )  # fmt: skip
+    given, started = [], []
+    for number in range(100):
+        request = Request(
+            id=str(number),
+            tokens_T=np.array([number % VOCAB, number // VOCAB], dtype=np.int32),
+            sampling=Sampling(max_new_tokens=2 + number % 37, ignore_eos=True),
+            key=SampleKey(seed=0, prompt=number, sample=0),
+            group=None,
+        )
+        core.queue(request, given.append)
+    while core.has_work:
+        num_waiting = len(core.scheduler.waiting)
+        core.step()
+        started.append(num_waiting - len(core.scheduler.waiting))
+    assert len(given) == 100
+    assert started[0] == 64
+    later = [count for count in started[1:] if count]
+    assert min(later) >= 2  # a vacated slot waits for a second one

@@ -12,6 +12,10 @@ from tandem.engine.torch.blocks import BlockPool, Digest
 from tandem.engine.torch.rows import Rows
 from tandem.engine.torch.sequence import Sequence
 
+VACANT_SHARE = 1 / 32
+"""Share of the slots that are vacated before sequences that waited for slots are started, together:
+a small model's prefill takes as long for one as for many, and longer than its step of decoding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -53,7 +57,8 @@ class Plan:
 class Scheduler:
     """Queues, slots and blocks of all live sequences.
 
-    Decoding goes first; what blocks are left admit waiting sequences in order of arrival. When a
+    Decoding goes first; what blocks are left admit waiting sequences in order of arrival, several
+    at once where they waited for slots. When a
     decoding sequence needs a block and none is left, the latest arrival among the running loses
     its own and waits again. The first arrival is never preempted by another and fits alone (the
     engine refuses what does not), so it always ends and every other one becomes first in time.
@@ -119,7 +124,8 @@ class Scheduler:
         budget = self.prefill_tokens
         for sequence in self.prefilling[:]:
             budget -= self._advance(sequence, budget, plan)
-        if self.waiting and budget > 0:
+        num_together = min(int(VACANT_SHARE * self.rows.num_slots), len(self.waiting))
+        if self.waiting and budget > 0 and self.rows.num_vacant >= num_together:
             self._admit(budget, plan)
         self.rows.length_S[decode_R] += 1
         self.rows.drawn_S[decode_R] += 1
