@@ -228,7 +228,8 @@ class Weights:
     shared storage, by the names that its owner gives the tensors as they lie. `stored` are those
     tensors, by the same names: an engine of this process that reads the storage shows that it
     does, and its digests are the trainer's. Where processes gather `named` from parts, the digests
-    are of what was gathered, and known after the walk.
+    are of what was gathered, and known after the walk; engines that read the parts where they lie
+    show `parts` instead, digests of what each process stores, for which nothing is gathered.
     """
 
     version: int
@@ -236,6 +237,7 @@ class Weights:
     is_shared: bool = False
     stored: "Mapping[str, torch.Tensor] | None" = None
     digests: Mapping[str, int] | None = None
+    parts: Mapping[str, int] | None = None
     canary: Canary | None = None
 
 

@@ -8,6 +8,7 @@ import threading
 from contextlib import ExitStack
 
 import pytest
+import ray
 import torch
 
 from tandem.config import load_config
@@ -109,6 +110,37 @@ def test_an_engine_of_which_one_process_hangs_is_ended_and_loses_nothing(running
     assert sampled(stages, pid, signal.SIGSTOP)[1] == wanted
     check_same(stages.sync.engines, 1)
     assert said.says(rf"{FOLLOWER} on .* pid {pid} has stood still for .* and is ended")
+
+
+class Flips:
+    """A carrier, and then a weight of an engine's second rank that becomes another one."""
+
+    def __init__(self, carrier, worker):
+        self.carrier, self.worker = carrier, worker
+
+    def send(self, lines, version):
+        def flip(worker):
+            weight = worker._engine.decoder.get_parameter("embed.weight")
+            weight.data[0, 0] = -weight.data[0, 0]
+
+        faults = self.carrier.send(lines, version)
+        ray.get(self.worker.__ray_call__.remote(flip))
+        return faults
+
+    def numbers(self):
+        return {}
+
+
+def test_a_weight_of_one_process_that_went_wrong_is_named_and_mended(running):
+    _, stages, said = running
+    engines = stages.sync.engines
+    carrier = engines._carrier
+    engines._carrier = Flips(carrier, stages.trainer.workers[1])
+    stages.sync.publish(stages.trainer.weights(1))
+    engines._carrier = carrier
+    wrong = r"other bytes in 1 of \d+ tensors, first embed.weight"
+    assert said.says(rf"trainer rank 0 missed weight update 1 and gets it again: .*{wrong}")
+    check_same(engines, 1)
 
 
 def test_an_engine_of_which_one_process_is_killed_asleep_wakes_with_the_weights(running):

@@ -1,15 +1,25 @@
 """The same run on several layouts of processes: the samples and losses of one process."""
 
+import json
 import logging
 import os
 import re
 import signal
 import threading
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
+import ray
+import torch
 
+from tandem.config import load_config
 from tandem.errors import ResourceError
+from tandem.loop import train
+from tandem.rollout import EventLoop
+from tandem.runtime.ray.build import build
+from tandem.types import Digests
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -42,8 +52,6 @@ def test_a_rank_and_an_engine_apart_give_the_bits_of_one_process(rows_of, one_pr
         "--actor-num-gpus-per-node 2 --tensor-model-parallel-size 2 --sequence-parallel "
         "--rollout-num-gpus 2 --rollout-num-gpus-per-engine 2",
         "--actor-num-gpus-per-node 2 --colocate --offload-train --rollout-num-gpus-per-engine 2",
-        "--actor-num-gpus-per-node 2 --colocate --tensor-model-parallel-size 2 "
-        "--sequence-parallel --rollout-num-gpus-per-engine 2",
         "--actor-num-gpus-per-node 2 --colocate --pipeline-model-parallel-size 2",
     ],
 )
@@ -51,6 +59,43 @@ def test_several_ranks_and_engines_of_several_processes_give_the_numbers_of_one(
     words, rows_of, one_process
 ):
     check_near(rows_of(words), one_process)
+
+
+def test_an_engine_upon_the_ranks_parts_gives_these_numbers_and_shows_what_it_reads(
+    one_process, tiny, tmp_path, caplog
+):
+    words = """--actor-num-gpus-per-node 2 --colocate --tensor-model-parallel-size 2
+        --sequence-parallel --rollout-num-gpus-per-engine 2"""
+    with ExitStack() as stack:
+        events = EventLoop()
+        stack.callback(events.close)
+        stages, cfg = build(load_config(tiny.argv(tmp_path, words)), events, stack)
+        train(cfg, stages)
+        rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+        check_near(rows, one_process)
+
+        weights = stages.trainer.weights(2)
+        weights = replace(weights, digests=Digests(unread))
+        logging.getLogger("tandem").addHandler(caplog.handler)
+        stack.callback(logging.getLogger("tandem").removeHandler, caplog.handler)
+
+        def tear(worker, by):
+            """The engine's rank in this process has a tensor of its own from now on."""
+            layer = worker._engine._engine._decoder.layers[1]
+            layer.down.weight = torch.nn.Parameter(layer.down.weight.detach().clone())
+            layer.down.weight.data[0, 0] += by
+
+        for by, is_missed in ((None, False), (0, False), (1, True)):
+            if by is not None:
+                ray.get(stages.trainer.workers[1].__ray_call__.remote(tear, by))
+            stages.sync.publish(weights)
+            assert ("missed" in caplog.text) == is_missed
+        said = r"trainer rank 0 missed .*bytes in 1 of \d+ tensors, first layers.1.down.weight of "
+        assert re.search(said + "rank 1", caplog.text)
+
+
+def unread():
+    raise AssertionError("all weights were gathered")
 
 
 def test_a_run_on_two_shared_devices_that_lost_a_rank_goes_on_apart(rows_of, tmp_path, caplog):

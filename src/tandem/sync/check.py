@@ -1,7 +1,7 @@
 """Whether an engine samples with the weights that were sent."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -85,6 +85,15 @@ def storage_failures(engine: EmbeddedEngine, name: str, stored: Mapping[str, Ten
         f"{name} samples with storage that is not the trainer's in {len(wrong)} of {len(stored)} "
         f"tensors, first {wrong[0]}"
     ]
+
+
+def of_ranks(digests: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The digests of the parts of all ranks, which are given in the order of the ranks."""
+    return {
+        f"{name} of rank {rank}": digest
+        for rank, own in enumerate(digests)
+        for name, digest in own.items()
+    }
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:

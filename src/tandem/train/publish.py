@@ -22,14 +22,20 @@ def weights_of(model: Model, version: int, replayed: Replayed) -> Weights:
     """The weights as they are now. On a GPU their proofs are under way, and nobody waits yet.
 
     Where processes hold parts of them, all must walk `named` to its end: it gathers one tensor at
-    a time, of which digests are made on its way.
+    a time, of which digests are made on its way. Those of the parts are made when somebody looks.
     """
-    if not model.is_whole:
-        walk = Digested(named_of(model))
-        said = canary(model, replayed)
-        return Weights(version=version, named=walk, digests=Digests(walk.digests), canary=said)
     said = canary(model, replayed)  # first: a GPU reads all tensors beside it
     stored = dict(model.named_parameters())
+    if not model.is_whole:
+        walk = Digested(named_of(model))
+        return Weights(
+            version=version,
+            named=walk,
+            stored=stored,
+            digests=Digests(walk.digests),
+            parts=Digests(lambda: start_digests(stored.items())),
+            canary=said,
+        )
     return Weights(
         version=version,
         named=named_of(model),

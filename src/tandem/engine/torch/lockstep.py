@@ -7,7 +7,7 @@ keys, so every rank draws the same tokens, and none has to be told them.
 """
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,17 @@ class Wire:
         """What the first rank says next; waits for it."""
         return pickle.loads(self._broadcast(b""))
 
+    def ask(self, own: Any) -> list[Any]:
+        """What every rank answers, this one `own`, in the order of the ranks."""
+        self.say("answer")
+        return self.answer(own)
+
+    def answer(self, own: Any) -> list[Any]:
+        """The same, of a rank that was asked."""
+        answers = [None] * self._calls.size
+        dist.all_gather_object(answers, own, group=self._calls.group)
+        return answers
+
     def rest(self) -> None:
         """Lets the others leave `follow`; what they are to do next waits until they are back."""
         self.say("rest")
@@ -120,8 +131,10 @@ class Wire:
         return whole[8:size]
 
 
-def follow(engine: "TorchEngine", wire: Wire) -> bool:
+def follow(engine: "TorchEngine", wire: Wire, answer: Callable[[], Any] = lambda: None) -> bool:
     """Does what the first rank's engine does; True when that rests, False when it was closed.
+
+    `answer` gives what this rank says when all are asked.
 
     Takes calls off the wire, gives nothing. Waits for the first rank, and is woken by its calls.
     A call that fails there, as a weight update can, fails here alike and is told of there.
@@ -134,6 +147,8 @@ def follow(engine: "TorchEngine", wire: Wire) -> bool:
                 engine.put(args[0], _unheard)
             elif name == "update":
                 _update(engine, wire, *args)
+            elif name == "answer":
+                wire.answer(answer())
             else:
                 getattr(engine, name)(*args)
             if name == "close":

@@ -30,6 +30,7 @@ from tandem.runtime.ray.mailbox import Answer, Mailbox, Stretch
 from tandem.runtime.ray.rank import Rank, Recipe, Seat, another_mesh, meet
 from tandem.runtime.turns import Memory, memory_of
 from tandem.runtime.weights import fill
+from tandem.sync.check import of_ranks
 from tandem.types import Completion, EngineStats, Request, Weights
 
 log = get_logger("engine")
@@ -105,7 +106,7 @@ class EngineSide:
         """Does what the engine's first rank does, until that closes it."""
         assert self._wire is not None, "an engine of one process has nobody to follow"
         try:
-            await asyncio.to_thread(follow, self._engine, self._wire)
+            await asyncio.to_thread(follow, self._engine, self._wire, self._own_digests)
         except Exception as error:
             log.warning("this rank of an engine ends: %s", error)
             os._exit(1)
@@ -252,10 +253,15 @@ class EngineSide:
         )
 
     def _digests(self, as_stored: bool) -> Mapping[str, int]:
-        """Those that the rank has made already, if the engine reads the rank's own tensors."""
-        lender = self._lender if as_stored else None
-        proven = None if lender is None else lender.digests_for(self._engine)
-        return self._engine.state_digest(as_stored=as_stored) if proven is None else proven
+        """Upon a rank's weights, as they are stored: every rank's of its own, nothing gathered."""
+        if self._lender is None or not as_stored:
+            return self._engine.state_digest(as_stored=as_stored)
+        own = self._own_digests()
+        return own if self._wire is None else of_ranks(self._wire.ask(own))
+
+    def _own_digests(self) -> Mapping[str, int]:
+        assert self._lender is not None, "as stored, of an engine with tensors of its own"
+        return self._lender.digests_of(self._engine)
 
     def do(self, verb: str, *arguments: Any) -> Any:
         """What the method of this name says."""

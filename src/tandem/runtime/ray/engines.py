@@ -334,7 +334,7 @@ class EngineFleet:
 
     def state_digest(self, *, as_stored: bool = False) -> Mapping[str, int]:
         """What every engine says; SyncError if they differ."""
-        first, *others = (one.digests for one in self.shown(as_stored, None))
+        first, *others = (one.digests for one in self.shown(lambda _: as_stored, None))
         for line, other in zip(self.lines[1:], others, strict=True):
             if other != first:
                 raise SyncError(f"{line.name} holds other weights than {self.lines[0].name}")
@@ -342,11 +342,15 @@ class EngineFleet:
 
     def canary(self, tokens_T: np.ndarray) -> np.ndarray:
         """What the first engine says of the sequence."""
-        return self.shown(None, tokens_T)[0].logprobs_T
+        return self.shown(lambda _: None, tokens_T)[0].logprobs_T
 
-    def shown(self, as_stored: bool | None, tokens_T: np.ndarray | None) -> list[Any]:
+    def shown(
+        self, as_stored: Callable[[Line], bool | None], tokens_T: np.ndarray | None
+    ) -> list[Any]:
         """What each engine shows of its weights, as `EngineSide.show` says."""
-        return self._sample("show", as_stored, tokens_T)
+        return self._all(
+            "show", lambda line: line.handle.sample.remote("show", as_stored(line), tokens_T)
+        )
 
     def memories(self) -> list[Memory]:
         """Of each engine's device."""

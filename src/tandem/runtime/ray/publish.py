@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tandem.errors import SyncError
 from tandem.runtime.ray.engines import EngineFleet
+from tandem.runtime.ray.line import Line
 from tandem.sync.check import failures_of
 from tandem.types import Weights
 
@@ -44,12 +46,24 @@ class FleetSync:
 
     def _missed(self, weights: Weights) -> dict[str, str]:
         """What is wrong with each engine that does not show the weights, by its name."""
-        as_stored = None if weights.digests is None else weights.is_shared
+
+        def as_stored(line: Line) -> bool | None:
+            sent = _sent_to(line, weights)
+            return None if sent.digests is None else sent.is_shared
+
         tokens_T = None if weights.canary is None else weights.canary.tokens_T
         missed = {}
         shown = self.engines.shown(as_stored, tokens_T)
         for line, one in zip(self.engines.lines, shown, strict=True):
-            failures = failures_of(one, line.name, weights, self._dtype)
+            failures = failures_of(one, line.name, _sent_to(line, weights), self._dtype)
             if failures:
                 missed[line.name] = "; ".join(failures)
         return missed
+
+
+def _sent_to(line: Line, weights: Weights) -> Weights:
+    """The weights with the proofs that this engine can give without gathering anything, if there
+    are such."""
+    if weights.parts is None or not line.shares:
+        return weights
+    return replace(weights, is_shared=True, digests=weights.parts)

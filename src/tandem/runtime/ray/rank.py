@@ -22,6 +22,7 @@ from tandem.engine.sglang.launch import Place
 from tandem.engine.sglang.outlet import Outlet
 from tandem.engine.sglang.server import Address
 from tandem.errors import SyncError
+from tandem.kernels.digest import start_digests
 from tandem.models.decoder import Decoder
 from tandem.models.part import sizes_for
 from tandem.models.shape import Shape
@@ -151,12 +152,22 @@ class Rank:
         assert digests is not None, "a trainer gives digests with its weights"
         return dict(digests)
 
-    def digests_for(self, engine: EmbeddedEngine) -> Mapping[str, int] | None:
-        """The digests of the weights as they are, if the engine reads these very tensors."""
+    def parts_digests(self, version: int) -> Mapping[str, int]:
+        """Of the weights of this version as this rank stores them, of which it may have parts."""
+        return self._as_stored(self._current(version))
+
+    def digests_of(self, engine: EmbeddedEngine) -> Mapping[str, int]:
+        """Of the tensors of an engine beside this rank: the rank's own if they are the rank's."""
         weights = self._weights
-        if weights is None or weights.stored is None:
-            return None
-        return None if storage_failures(engine, "it", weights.stored) else weights.digests
+        stored = None if weights is None else weights.stored
+        if weights is None or stored is None or storage_failures(engine, "it", stored):
+            return start_digests(engine.tensors().items())
+        return self._as_stored(weights)
+
+    def _as_stored(self, weights: Weights) -> Mapping[str, int]:
+        digests = weights.digests if weights.is_shared else weights.parts
+        assert digests is not None, "a trainer gives digests with its weights"
+        return digests
 
     def _current(self, version: int) -> Weights:
         held = None if self._weights is None else self._weights.version

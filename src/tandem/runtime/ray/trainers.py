@@ -18,6 +18,7 @@ from tandem.runtime.ray.watch import Watch
 from tandem.runtime.ray.worker import RankFacts
 from tandem.runtime.room import Room
 from tandem.runtime.turns import Memory
+from tandem.sync.check import of_ranks
 from tandem.types import Batch, Digests, Group, StepStats, Weights
 
 
@@ -57,6 +58,7 @@ class TrainerFleet:
         self.layout: Layout = replace(facts[0].layout, data_rank=None)
         self.is_whole = facts[0].is_whole
         self.lends = facts[0].lends
+        self._num_parts = recipe.cfg.cluster.rollout_num_gpus_per_engine  # that it lends
 
     def annotate(self, groups: Sequence[Group]) -> tuple[Group, ...]:
         """The groups with the log-probs and values that the algorithm asks for, no more."""
@@ -88,17 +90,31 @@ class TrainerFleet:
         """The proofs of weights that lie in the ranks; `sync` fetches the tensors themselves.
 
         Digests of weights that ranks gather are to be read when engines have the weights, so that
-        they are gathered once.
+        they are gathered once; those of parts are of the ranks whose weights make a whole model.
         """
         proofs: Proofs = self._call("prove", version)[0]
         self._version = self._num_learned = version
-        digests, gathered = proofs.digests, Digests(lambda: self._call("digests", version)[0])
+        if proofs.digests is not None:
+            return Weights(
+                version=version,
+                named=(),
+                is_shared=True,
+                digests=proofs.digests,
+                canary=proofs.canary,
+            )
         return Weights(
             version=version,
             named=(),
-            is_shared=digests is not None,
-            digests=gathered if digests is None else digests,
+            digests=Digests(lambda: self._call("digests", version)[0]),
+            parts=Digests(lambda: of_ranks(self._parts(version))),
             canary=proofs.canary,
+        )
+
+    def _parts(self, version: int) -> list[Mapping[str, int]]:
+        """What the ranks of the first engine among them say of what they store."""
+        ranks = self.workers[: self._num_parts]
+        return self.answers(
+            [rank.learn.remote("parts_digests", version) for rank in ranks], "digests"
         )
 
     def export(self, version: int, bucket_bytes: int) -> list[Any] | None:
