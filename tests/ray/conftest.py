@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL_SIZE = "--hidden-size 32 --ffn-hidden-size 64 --num-heads 4 --num-key-heads 2 --num-layers 2"
 NUM_PROMPTS = 10
 NUM_CPUS = 4
+IMPORTS = "ray._private.workers.default_worker", "tandem.runtime.ray.worker"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Tiny:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Tiny:
+def tiny(tmp_path_factory, python_with) -> Tiny:
     folder = tmp_path_factory.mktemp("tiny")
     rows = [
         {"prompt": [{"role": "user", "content": f"Count to {n * 7}."}], "label": str(n)}
@@ -44,7 +44,7 @@ def tiny(tmp_path_factory) -> Tiny:
     ]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"--texts {folder}/prompts.jsonl --out {folder}/model {MODEL_SIZE}"
-    command = [sys.executable, "examples/small_model.py", *words.split()]
+    command = [*python_with("torch", "transformers"), "examples/small_model.py", *words.split()]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -52,14 +52,22 @@ def tiny(tmp_path_factory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def cluster():
-    """A Ray on this host that all runs of a process share: it takes seconds to start."""
+def cluster(python_with):
+    """A Ray on this host that all runs of a process share: it takes seconds to start, and so do
+    processes of its own that are not forked."""
     import ray
 
     from tandem.runtime.ray.cluster import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    ray.init(address="local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False)
+    python = " ".join(python_with(*IMPORTS))
+    ray.init(
+        address="local",
+        num_cpus=NUM_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"py_executable": python},
+    )
     yield
     ray.shutdown()
 
