@@ -19,6 +19,7 @@ from tandem.runtime.ray.build import build
 
 pytestmark = pytest.mark.usefixtures("cluster")
 APART = "--actor-num-gpus-per-node 1 --rollout-num-gpus 1"
+TWO = "--actor-num-gpus-per-node 1 --rollout-num-gpus 2"
 ONE_STEP = "--asynchronous one-step"
 FULL = "--asynchronous full"
 # two groups at work, and answers that last through many weight updates
@@ -87,7 +88,7 @@ def kill_at_work(line):
 
 def test_two_engines_take_new_weights_under_running_answers_and_one_may_die(stages_of, tmp_path):
     num_rollout = 6
-    stages, cfg = stages_of(f"--actor-num-gpus-per-node 1 --rollout-num-gpus 2 {LONG}", num_rollout)
+    stages, cfg = stages_of(f"{TWO} {LONG}", num_rollout)
     line = stages.sync.engines.lines[0]
     old = line.handle
     order = tmp_path / "order.jsonl"
@@ -102,11 +103,24 @@ def test_two_engines_take_new_weights_under_running_answers_and_one_may_die(stag
     train(cfg, stages)
     killer.join()
     assert line.handle is not old
-    rows = [json.loads(text) for text in (tmp_path / "metrics.jsonl").open()]
+    check_order(tmp_path, num_rollout)
+
+
+def test_an_engine_of_two_processes_takes_new_weights_under_running_answers(stages_of, tmp_path):
+    stages, cfg = stages_of(f"{TWO} --rollout-num-gpus-per-engine 2 {LONG}", 3)
+    train(cfg, stages)  # raises unless the engine shows the weights of every update
+    check_order(tmp_path, 3)
+
+
+def check_order(folder, num_rollout):
+    """Passes if every prompt was trained on once, some answers by weights of several versions."""
+    rows = [json.loads(text) for text in (folder / "metrics.jsonl").open()]
     assert len(rows) == num_rollout
     assert all(row["rollout/staleness/max"] <= 2 for row in rows)
     assert any(row["rollout/staleness/mixed"] > 0 for row in rows)
-    groups = [group for text in order.open() for group in json.loads(text)["groups"]]
+    groups = [
+        group for text in (folder / "order.jsonl").open() for group in json.loads(text)["groups"]
+    ]
     assert sorted(prompt for prompt, _, _ in groups) == list(range(4 * num_rollout))
 
 
