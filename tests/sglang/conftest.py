@@ -25,8 +25,8 @@ def hosted():
     """Makes fake servers; all end with the test."""
     made = []
 
-    def make():
-        made.append(fake.Hosted())
+    def make(state=None):
+        made.append(fake.Hosted(state or fake.FakeServer()))
         return made[-1]
 
     yield make
@@ -39,7 +39,7 @@ def engine_over():
     """Makes engines over servers by address, with weights of version 0."""
     made = []
 
-    def make(*urls, timeout_s=None, patience_s=0.01, can_sleep=False, router=None):
+    def make(*urls, can_sleep=False, router=None, **limits):
         line = Line()
         members = [
             Member(Server(line, url, name=f"server {place}"), None)
@@ -47,7 +47,7 @@ def engine_over():
         ]
         carrier = HandleCarrier(line, 1 << 20)
         fleet = Fleet(line, members, carrier, can_sleep=can_sleep, router=router)
-        engine = SglangEngine(line, fleet, timeout_s=timeout_s, patience_s=patience_s)
+        engine = SglangEngine(line, fleet, **{"patience_s": 0.01, **limits})
         made.append(engine)
         fleet.until_up()
         engine.update(weights(0))

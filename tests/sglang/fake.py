@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 TICK_S = 0.002
 CANARY = [0.0, -1.0, -2.0, -3.0]
@@ -43,7 +43,7 @@ class FakeServer:
         self.running, self.aborted = set(), set()
         self.faults, self.asked, self.calls = [], [], []
         self.canary = list(CANARY)
-        self.update_fails = False
+        self.update_fails = self.ignores_aborts = False
         self.buckets = []
         self.released = set()
         self.starts = Counter()
@@ -100,7 +100,8 @@ class FakeServer:
     async def abort_request(self, request):
         body = await request.json()
         chosen = self.running if body.get("abort_all") else {body["rid"]}
-        self.aborted |= set(chosen)
+        if not self.ignores_aborts:
+            self.aborted |= set(chosen)
         return web.Response()
 
     async def update_weight_version(self, request):
@@ -193,11 +194,52 @@ class FakeServer:
         return {"text": "", "output_ids": tokens, "meta_info": meta}
 
 
+class FakeRouter:
+    """Sends requests to the servers that it was told of, in turn, and notes their keys."""
+
+    def __init__(self):
+        self.workers, self.keys = {}, []
+
+    def app(self):
+        app = web.Application()
+        app.router.add_get("/liveness", self.liveness)
+        app.router.add_get("/workers", self.listed)
+        app.router.add_post("/workers", self.added)
+        app.router.add_delete("/workers/{id}", self.removed)
+        app.router.add_post("/generate", self.generate)
+        return app
+
+    async def liveness(self, request):
+        return web.Response()
+
+    async def listed(self, request):
+        workers = [{"id": name, "url": url} for name, url in self.workers.items()]
+        return web.json_response({"workers": workers})
+
+    async def added(self, request):
+        self.workers[f"w{len(self.workers)}"] = (await request.json())["url"]
+        return web.json_response({"status": "accepted"}, status=202)
+
+    async def removed(self, request):
+        del self.workers[request.match_info["id"]]
+        return web.Response()
+
+    async def generate(self, request):
+        self.keys.append(request.headers.get("X-SMG-Routing-Key"))
+        url = list(self.workers.values())[len(self.keys) % len(self.workers)]
+        body = await request.json()
+        async with (
+            ClientSession() as session,
+            session.post(url + "/generate", json=body) as reply,
+        ):
+            return web.json_response(await reply.json(), status=reply.status)
+
+
 class Hosted:
     """A fake server at an address, on a thread of its own."""
 
-    def __init__(self):
-        self.state = FakeServer()
+    def __init__(self, state):
+        self.state = state
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -223,10 +265,12 @@ class Hosted:
 
 def interpreter(folder, *words):
     """A program that starts fake servers where SGLang's interpreter is asked for one."""
-    program = folder / "python"
+    program, package = folder / "python", folder / "packages" / "sglang"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").touch()
     words = " ".join(map(shlex.quote, words))
     program.write_text(
-        f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\n'
+        f'#!/bin/sh\n[ "$1" = -m ] || PYTHONPATH={package.parent} exec {sys.executable} "$@"\n'
         f'shift 2; exec {sys.executable} {Path(__file__).resolve()} "$@" {words}\n'
     )
     program.chmod(0o755)

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from tandem.engine.sglang.router import StockRouter
 from tandem.engine.sglang.wire import seed_of
 from tandem.errors import EngineError
 from tandem.types import Ending, SampleKey
@@ -102,6 +103,37 @@ async def test_a_request_is_not_asked_again_for_ever(one, ways):
     assert len(state.asked) == 7
 
 
+async def test_a_server_that_is_busy_for_ever_is_an_error(hosted, engine_over, ways):
+    server = hosted()
+    engine = engine_over(server.url, patience_s=0.001)
+    server.state.faults = ["status 503"] * 100
+    with pytest.raises(EngineError, match=r"put off 60 times.*HTTP 503"):
+        await engine.add(ways.request())
+    assert len(server.state.asked) == 61
+
+
+async def test_requests_that_a_server_ends_unasked_are_not_begun_for_ever(one, ways):
+    state, engine = one
+    empty = '{"output_ids": [], "meta_info": {"finish_reason": {"type": "abort"}}}'
+    state.faults = [f"text {empty}"]
+    assert ways.is_whole(await engine.add(ways.request()))
+    state.faults = [f"text {empty}"] * 100
+    with pytest.raises(EngineError, match="without having been asked to"):
+        await engine.add(ways.request("b"))
+    assert len(state.asked) == 2 + 7
+
+
+async def test_a_server_that_does_not_end_what_it_is_told_to_is_named(hosted, engine_over, ways):
+    server = hosted()
+    engine = engine_over(server.url, ending_s=0.5)
+    future = engine.add(ways.request(limit=5000))
+    await until(lambda: server.state.running)
+    server.state.ignores_aborts = True
+    with pytest.raises(EngineError, match=r"did not end within 0.5 s.*server 0"):
+        await engine.abort()
+    future.cancel()
+
+
 async def test_abort_keeps_what_was_written_and_the_rest_goes_on(one, ways):
     state, engine = one
     chosen, other = engine.add(ways.request("a", limit=5000)), engine.add(ways.request("b"))
@@ -175,6 +207,28 @@ async def test_samples_of_a_group_share_a_server_and_groups_spread(hosted, engin
     groups = [{body["rid"].split("-")[0] for body in server.state.asked} for server in servers]
     assert not groups[0] & groups[1]
     assert [len(server.state.asked) for server in servers] == [16, 16]
+
+
+async def test_a_router_gets_the_requests_and_servers_the_calls_that_end_them(
+    hosted, engine_over, ways
+):
+    servers, router = [hosted(), hosted()], hosted(ways.fake.FakeRouter())
+    engine = engine_over(
+        *(server.url for server in servers), router=StockRouter(router.url, policy="manual")
+    )
+    futures = [
+        engine.add(ways.request(f"{group}-{n}", limit=500, group=f"g{group}"))
+        for group in range(2)
+        for n in range(4)
+    ]
+    await until(lambda: sum(len(server.state.running) for server in servers) == 8)
+    assert sorted(router.state.keys) == ["g0"] * 4 + ["g1"] * 4
+    assert sorted(router.state.workers.values()) == sorted(server.url for server in servers)
+    await engine.abort(["0-0"])  # the router alone knows where it is
+    assert (await futures[0]).ending is Ending.ABORT
+    await asyncio.to_thread(engine.update, ways.weights(1))
+    for done in await asyncio.gather(*futures[1:]):
+        assert ways.is_whole(done, limit=500) and set(done.version_C.tolist()) == {0, 1}
 
 
 async def test_a_closed_engine_takes_nothing(one, ways):

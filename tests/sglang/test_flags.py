@@ -92,6 +92,8 @@ def test_deterministic_mode_is_that_of_the_server_too():
 def test_pipeline_stages_of_an_engine_share_its_devices():
     words, _ = words_of(flags={"pp-size": ("2",)})
     assert after(words, "--tp-size") == "2"
+    line = "--sglang-pp-size 2 --rollout-num-gpus 2 --rollout-num-gpus-per-engine 2 --colocate"
+    assert settings(line)[1] == ()
 
 
 def test_an_engine_of_several_nodes_is_told_where_the_first_one_is():
@@ -203,6 +205,13 @@ def test_servers_on_other_devices_need_no_other_runtime():
         ("--actor-num-gpus-per-node 2", "--rollout-num-gpus is required"),
         ("--sglang-tp-size 2", "set by the run itself"),
         ("--sglang-model-path x", "set by the run itself"),
+        ("--router-port 8000", "set by the run itself: free ports"),
+        ("--sglang-dp-size 2", "not set aside"),
+        ("--sglang-pp-size 2", "does not divide --rollout-num-gpus-per-engine 1"),
+        (
+            "--sglang-pp-size 2 --rollout-num-gpus 2 --rollout-num-gpus-per-engine 2",
+            "cannot join a process group",
+        ),
     ],
 )
 def test_what_servers_cannot_do_is_refused(line, wanted):

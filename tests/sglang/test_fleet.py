@@ -79,6 +79,16 @@ def test_a_wrong_canary_names_the_server_that_missed_the_update(hosted, engine_o
         sync_of(engine).publish(ways.weights(1))
 
 
+@pytest.mark.parametrize(
+    ("canary", "wanted"), [([0.0, -1.0], "2 log-probs of 4 tokens"), ([None] * 4, "differ by nan")]
+)
+def test_a_malformed_canary_ends_the_update(canary, wanted, one, ways):
+    state, engine = one
+    state.canary = canary
+    with pytest.raises(SyncError, match=wanted):
+        sync_of(engine).publish(ways.weights(1))
+
+
 def test_memory_comes_back_for_weights_first_and_for_the_cache_after_them(
     hosted, engine_over, ways
 ):
@@ -128,9 +138,13 @@ def test_two_claims_of_ports_never_meet():
 # --- with processes
 
 
-def process_of(folder, *more):
+def process_of(folder, *more, first=()):
+    """`first`: words of the first start alone."""
+    once = [first]
+
     def words(ports):
-        return [sys.executable, str(FAKE), "--port", str(ports[1]), *more]
+        begin = once.pop() if once else ()
+        return [sys.executable, str(FAKE), "--port", str(ports[1]), *more, *begin]
 
     return LoggedProcess("server 0", words, folder / "logs" / "server_0.log")
 
@@ -140,8 +154,8 @@ def started(tmp_path):
     """Makes engines over one fake server that is a process of its own."""
     made = []
 
-    def make(*more, health=None):
-        process = process_of(tmp_path, *more)
+    def make(*more, health=None, first=()):
+        process = process_of(tmp_path, *more, first=first)
         process.start()
         line = Line()
         member = Member(Server(line, process.url, name=process.name), process)
@@ -159,6 +173,15 @@ def test_a_server_that_does_not_start_shows_its_last_lines(started):
     with pytest.raises(EngineError, match="this graphics card is made of wood"):
         engine.fleet.until_up()
     assert process.log.read_text().startswith("\n$ ")  # the command line comes first
+
+
+def test_a_port_that_somebody_took_meanwhile_is_exchanged_for_another(started):
+    engine, process = started(first=("--fail", "[Errno 98] Address already in use"))
+    engine.fleet.until_up()
+    commands = [line for line in process.log.read_text().splitlines() if line.startswith("$ ")]
+    assert len(commands) == 2
+    (member,) = engine.fleet.members
+    assert member.server.url == process.url
 
 
 def test_a_server_that_is_killed_comes_back_with_the_weights_and_its_requests(started, ways):

@@ -1,6 +1,7 @@
 """What starts when: servers, and the trainer beside them."""
 
 import logging
+import sys
 import time
 from contextlib import ExitStack
 
@@ -8,7 +9,7 @@ import pytest
 
 from tandem.config.load import load_config
 from tandem.engine.sglang.launch import Place, Spot
-from tandem.errors import EngineError
+from tandem.errors import ConfigError, EngineError
 from tandem.runtime.servers import with_servers
 
 
@@ -18,13 +19,34 @@ def stack():
         yield stack
 
 
-def settings(folder, python):
+def settings(folder, python, *more):
     words = f"""
         --hf-checkpoint {folder} --prompt-data p.jsonl --num-rollout 1 --rollout-batch-size 1
         --rollout-max-response-len 8 --rollout-engine sglang --sglang-python {python}
         --run-dir {folder}/run --rollout-num-gpus 2
     """
-    return load_config(words.split())
+    return load_config([*words.split(), *more])
+
+
+def test_an_interpreter_without_a_server_is_refused_before_anything_is_built(tmp_path, stack):
+    for python, wanted in ((sys.executable, "has no SGLang"), ("/no/python", "does not run")):
+        with pytest.raises(ConfigError, match=wanted):
+            with_servers(
+                settings(tmp_path, python), place_of(shares_device=True), stack, pytest.fail
+            )
+    assert not started(tmp_path)
+
+
+def test_servers_of_somebody_else_are_found_by_their_addresses(tmp_path, hosted, stack):
+    server = hosted()
+    where = ("--rollout-external-engine-addrs", server.url.removeprefix("http://"))
+    cfg, place = settings(tmp_path, sys.executable, *where), place_of(shares_device=False)
+    _, engine = with_servers(cfg, place, stack, lambda: "a trainer")
+    (member,) = engine.fleet.members
+    assert member.server.url == server.url and member.process is None
+    nobody = ("--rollout-external-engine-addrs", "127.0.0.1:1")
+    with pytest.raises(EngineError, match=r"--rollout-external-engine-addrs 127.0.0.1:1 is no"):
+        with_servers(settings(tmp_path, sys.executable, *nobody), place, stack, pytest.fail)
 
 
 def place_of(*, shares_device):

@@ -1,6 +1,6 @@
-"""Which engine samples: the one rule behind `--rollout-engine auto`."""
+"""Which engine samples: the one rule behind `--rollout-engine auto`; what servers cannot do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
 from tandem.config.config import Config
@@ -50,6 +50,50 @@ def who_samples(cfg: Config) -> str:
     engine, origin = cfg.engine.rollout_engine, cfg.origins.get("rollout_engine", "command line")
     who = "SGLang's servers sample" if engine == "sglang" else "the embedded engine samples"
     return f"{who} (--rollout-engine {engine}: {origin})"
+
+
+def server_rules(cfg: Config) -> Iterator[str]:
+    """What SGLang's servers, which are processes beside that of the trainer, cannot do."""
+    cluster, engine = cfg.cluster, cfg.engine
+    num_samplers = cluster.rollout_num_gpus
+    if cluster.runtime == "local" and cluster.num_trainers > 1:
+        yield "--runtime local is one trainer; leave --runtime out"
+    if cluster.runtime == "ray" and cfg.debug.debug_rollout_only:
+        yield "--debug-rollout-only with SGLang takes no trainers; set --runtime local"
+    is_asked = cluster.colocate or num_samplers or cfg.rollout.rollout_external_engine_addrs
+    if cluster.runtime == "ray" and not (is_asked or cfg.debug.debug_train_only):
+        yield "--rollout-num-gpus is required: the devices that sample (or --colocate)"
+    if (engine.sglang_router_ip is None) != (engine.sglang_router_port is None):
+        yield "--sglang-router-ip and --sglang-router-port go together: where the router listens"
+    yield from _parts(cfg)
+
+
+def _parts(cfg: Config) -> Iterator[str]:
+    """How a server divides its devices; SGLang would take others, or wait for them for ever."""
+    flags, per_engine = cfg.passthrough.sglang, cfg.cluster.rollout_num_gpus_per_engine
+    stages = _number(flags, "pp-size", "pipeline-parallel-size")
+    if per_engine % stages:
+        yield (
+            f"--sglang-pp-size {stages} does not divide --rollout-num-gpus-per-engine {per_engine}"
+        )
+    elif stages > 1 and not (cfg.cluster.colocate or cfg.sync.update_weight_transport == "disk"):
+        yield (
+            f"--sglang-pp-size {stages}: the stages of a pipeline cannot join a process group "
+            "for weights; add --update-weight-transport disk, or leave it out"
+        )
+    copies = _number(flags, "dp-size", "data-parallel-size")
+    if copies > 1 and "enable-dp-attention" not in flags:
+        yield (
+            f"--sglang-dp-size {copies} would take devices that are not set aside; leave it out, "
+            "as every --rollout-num-gpus-per-engine devices are a server of their own, or add "
+            "--sglang-enable-dp-attention"
+        )
+
+
+def _number(flags: Mapping[str, tuple[str, ...]], *names: str) -> int:
+    """What one of these flags says; 1 where none does, or none a number above 0."""
+    said = next((flags[name] for name in names if name in flags), ("1",))
+    return max(1, int(said[0])) if said and said[0].isdigit() else 1
 
 
 def is_sglang_here() -> bool:

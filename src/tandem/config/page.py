@@ -10,7 +10,7 @@ from tandem.config.config import SECTIONS, Config
 from tandem.config.fields import Knob, flag_of, knobs, section_help
 from tandem.config.legacy import Expected, Fate, Mapped, NoEffect, Refused, old_flags
 from tandem.config.load import read_config
-from tandem.config.passthrough import OURS
+from tandem.config.passthrough import OURS, ROUTERS
 from tandem.config.sections.sampling import EvalSet
 
 WIDTH = 96
@@ -116,8 +116,9 @@ def _foreign() -> Iterator[str]:
     yield from ("", "## SGLang and its router", "")
     yield "`--sglang-*` and `--router-*` are kept word for word, except what the run sets itself:"
     yield from ("", "| flag | why it is refused |", "|-|-|")
-    for name, reason in OURS.items():
-        yield f"| `--sglang-{name}` | {reason} |"
+    for owner, table in (("sglang", OURS), ("router", ROUTERS)):
+        for name, reason in table.items():
+            yield f"| `--{owner}-{name}` | {reason} |"
 
 
 def _of(section: str) -> list[Knob]:

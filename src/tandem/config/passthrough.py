@@ -24,6 +24,13 @@ OURS = {
 }
 """SGLang's flags that the run sets itself, with the reason (dialect 2.9)."""
 
+ROUTERS = {
+    "host": "it listens on the driver's host",
+    "port": "free ports are found at the start",
+    "worker-urls": "it is told of the servers as they start",
+}
+"""The same of its router."""
+
 
 def split(flag: str) -> tuple[str, str] | None:
     """(`sglang` or `router`, the flag's own name), or None for any other flag."""
@@ -35,4 +42,4 @@ def split(flag: str) -> tuple[str, str] | None:
 
 def refusal(owner: str, name: str) -> str | None:
     """Why a flag cannot be given, or None."""
-    return OURS.get(name) if owner == "sglang" else None
+    return (OURS if owner == "sglang" else ROUTERS).get(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tandem.config import not_yet
 from tandem.config.config import Config
+from tandem.config.engines import server_rules
 from tandem.config.overlap import overlapping
 from tandem.config.ranges import NOT_NEGATIVE, POSITIVE, SHARE, TOP_K, out_of_range
 from tandem.config.splits import splits
@@ -121,7 +122,7 @@ def _placement(cfg: Config) -> Iterator[str]:
             f"{per_engine}; try {num_samplers - num_samplers % per_engine or per_engine}"
         )
     if has_servers:
-        yield from _servers(cfg)
+        yield from server_rules(cfg)
         return
     if cfg.rollout.rollout_external_engine_addrs:
         yield "--rollout-external-engine-addrs needs --rollout-engine sglang"
@@ -149,21 +150,6 @@ def _placement(cfg: Config) -> Iterator[str]:
             f"--rollout-num-gpus-per-engine {per_engine} with --colocate wants engines on all "
             f"{cluster.num_trainers} devices that train: set a divisor, and no --rollout-num-gpus"
         )
-
-
-def _servers(cfg: Config) -> Iterator[str]:
-    """SGLang's servers, which are processes beside that of the trainer."""
-    cluster, engine = cfg.cluster, cfg.engine
-    num_samplers = cluster.rollout_num_gpus
-    if cluster.runtime == "local" and cluster.num_trainers > 1:
-        yield "--runtime local is one trainer; leave --runtime out"
-    if cluster.runtime == "ray" and cfg.debug.debug_rollout_only:
-        yield "--debug-rollout-only with SGLang takes no trainers; set --runtime local"
-    is_asked = cluster.colocate or num_samplers or cfg.rollout.rollout_external_engine_addrs
-    if cluster.runtime == "ray" and not (is_asked or cfg.debug.debug_train_only):
-        yield "--rollout-num-gpus is required: the devices that sample (or --colocate)"
-    if (engine.sglang_router_ip is None) != (engine.sglang_router_port is None):
-        yield "--sglang-router-ip and --sglang-router-port go together: where the router listens"
 
 
 def _rewards(cfg: Config) -> Iterator[str]:

@@ -12,6 +12,7 @@ import torch
 from tandem.config import Config
 from tandem.contracts import Trainer
 from tandem.engine.sglang.client import SglangEngine
+from tandem.engine.sglang.flags import check_servers
 from tandem.engine.sglang.launch import (
     Brings,
     Hosting,
@@ -19,6 +20,7 @@ from tandem.engine.sglang.launch import (
     Spot,
     here,
     launch,
+    python_of,
 )
 from tandem.engine.sglang.weights import SglangSync
 from tandem.errors import ConfigError
@@ -93,13 +95,16 @@ def with_servers(
     brings: Brings | None = None,
     hosting: Hosting = here,
 ) -> tuple[Made, SglangEngine]:
-    """The trainer, and the engine over servers that answer; raises EngineError with the last lines
-    of one that ended. `brings` and `hosting` are those of `launch`.
+    """The trainer, and the engine over servers that answer; raises ConfigError at once where they
+    cannot be started, and EngineError with the last lines of one that ended. `brings` and `hosting`
+    are those of `launch`.
 
     Servers on devices of their own start while the trainer is built. Those that share its devices
     start after it: a server sizes its cache by what is free when it looks.
     """
     start = partial(_start, cfg, place, stack, brings, hosting)
+    if not cfg.rollout.rollout_external_engine_addrs:
+        check_servers(python_of(cfg), cfg.passthrough.sglang)
     begun_s = time.perf_counter()
     engine = None if place.shares_device else start()
     trainer = build_trainer()

@@ -17,8 +17,9 @@ from tandem.types import Completion, Ending, EngineStats, Request, Weights
 MAX_LOST = 6
 """Answers of one request that may go missing before the run is told."""
 MAX_BUSY = 60
-BUSY_S, LOST_S = 1.0, 0.25
-MAX_ORDERS, ASK_AGAIN_S = 120, 1.0
+LOST_S, BUSY = 0.25, 4
+"""Seconds after the first lost answer, and how many times that a busy server is given."""
+ENDING_S, ASK_AGAIN_S = 120.0, 1.0
 """An order to end requests is repeated: one may have been on its way to the server."""
 
 
@@ -56,13 +57,15 @@ class SglangEngine:
         *,
         timeout_s: float | None = None,
         patience_s: float = LOST_S,
+        ending_s: float = ENDING_S,
     ) -> None:
         """`timeout_s`: for one answer of a server, a whole response long; none when unset.
 
-        `patience_s`: what is waited after the first lost answer; twice as much after the second.
+        `patience_s`: what is waited after the first lost answer; twice as much after the second,
+        four times as much when a server is busy. `ending_s`: for a server to end what it was told.
         """
         self._line, self._fleet = line, fleet
-        self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._timeout_s, self._patience_s, self._ending_s = timeout_s, patience_s, ending_s
         self._live: set[Live] = set()
         self._attempts = itertools.count()
         self._num_generated = self._num_prefilled = self._num_cached = 0
@@ -192,7 +195,7 @@ class SglangEngine:
             live.versions.append(version)
             return part
         except Busy as error:
-            is_answered, delay_s = True, BUSY_S
+            is_answered, delay_s = True, BUSY * self._patience_s
             self._count_delay(live, error)
         except Lost as error:
             self._count_loss(live, error)
@@ -242,7 +245,7 @@ class SglangEngine:
 
         Raises EngineError when one does not come back.
         """
-        for _ in range(MAX_ORDERS):
+        for _ in range(max(1, round(self._ending_s / ASK_AGAIN_S))):
             meant = [live for live in self._live if live.rid is not None and is_meant(live)]
             if not meant:
                 return
@@ -253,8 +256,8 @@ class SglangEngine:
                     break
                 await asyncio.sleep(0.005)
         raise EngineError(
-            f"{len(meant)} requests did not end within {MAX_ORDERS * ASK_AGAIN_S:g} s of being "
-            f"told to; the server of the first is {meant[0].member and meant[0].member.name}"
+            f"{len(meant)} requests did not end within {self._ending_s:g} s of being told to; "
+            f"the server of the first is {meant[0].member and meant[0].member.name}"
         )
 
     def _completion(self, live: Live, ending: Ending) -> Completion:

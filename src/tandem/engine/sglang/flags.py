@@ -54,16 +54,21 @@ class ServerPlan:
     node: int = 0
     head: str | None = None  # where the processes of several nodes meet; None on the first
 
+    @property
+    def num_ranks(self) -> int:
+        """Tensor-parallel ranks: the stages of a pipeline share the devices of the engine."""
+        stages = self.flags.get("pp-size", self.flags.get("pipeline-parallel-size", ("1",)))
+        return max(1, self.num_gpus // int(stages[0]))
+
     def words(self, ports: Ports) -> list[str]:
         """The program and its arguments; the user's flags come last, so they win."""
         given = dict(self.flags)
-        pipeline = int(given.get("pp-size", given.get("pipeline-parallel-size", ("1",)))[0])
         ours: dict[str, Sequence[str]] = {
             "model-path": (self.model,),
             "host": (self.host,),
             "port": (str(ports[1]),),
             "nccl-port": (str(ports[2]),),
-            "tp-size": (str(max(1, self.num_gpus // pipeline)),),
+            "tp-size": (str(self.num_ranks),),
             "random-seed": (str(self.seed),),
             "skip-server-warmup": (),
             # the first update brings the weights, so none are read
@@ -85,6 +90,18 @@ class ServerPlan:
         for name, values in (ours | given).items():
             words += [f"--{name}", *values]
         return words
+
+
+def check_servers(python: str, flags: Iterable[str]) -> None:
+    """Passes if this interpreter has SGLang, and SGLang every flag; else ConfigError."""
+    if find_package("sglang", python) is None:
+        raise ConfigError(
+            f"--rollout-engine sglang: {python} has no SGLang; install it there, or name an "
+            "interpreter that has it with --sglang-python"
+        )
+    known = installed_flags(python)
+    if known is not None:
+        check_flags(flags, known)
 
 
 def installed_flags(python: str) -> set[str] | None:
@@ -138,7 +155,10 @@ def known_flags(source: str) -> set[str]:
 
 
 def find_package(name: str, python: str) -> Path | None:
-    """The folder of a package as this interpreter finds it, without importing it; or None."""
+    """The folder of a package as this interpreter finds it, without importing it; or None.
+
+    Raises ConfigError for an interpreter that does not run.
+    """
     if python == sys.executable:
         spec = importlib.util.find_spec(name)
         return None if spec is None or spec.origin is None else Path(spec.origin).parent
@@ -146,5 +166,11 @@ def find_package(name: str, python: str) -> Path | None:
         "import importlib.util, sys; spec = importlib.util.find_spec(sys.argv[1]); "
         "sys.stdout.write(spec.origin if spec and spec.origin else '')"
     )
-    done = subprocess.run([python, "-c", program, name], capture_output=True, text=True)
+    try:
+        done = subprocess.run([python, "-c", program, name], capture_output=True, text=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--sglang-python {python} does not run ({error.strerror}); give the path of a Python "
+            "interpreter"
+        ) from error
     return Path(done.stdout).parent if done.returncode == 0 and done.stdout else None

@@ -13,7 +13,6 @@ from tandem.config import Config
 from tandem.engine.sglang.client import SglangEngine
 from tandem.engine.sglang.flags import (
     ServerPlan,
-    check_flags,
     find_package,
     graph_flags,
     installed_flags,
@@ -25,6 +24,7 @@ from tandem.engine.sglang.process import LoggedProcess, Spanning
 from tandem.engine.sglang.router import DEFAULTS, StockRouter, start_router
 from tandem.engine.sglang.server import Server
 from tandem.engine.sglang.weights import FolderCarrier, GroupCarrier, HandleCarrier
+from tandem.errors import EngineError
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -66,8 +66,8 @@ def launch(
 ) -> SglangEngine:
     """An engine whose servers are starting; `engine.fleet.until_up()` waits for them.
 
-    `brings(members)` gives what carries weights; this process does when unset. Raises ConfigError
-    for flags that the installed SGLang does not have.
+    `brings(members)` gives what carries weights; this process does when unset. Flags are those
+    that `check_servers` passed.
     """
     with ExitStack() as stack:
         line = Line()
@@ -79,7 +79,7 @@ def launch(
             stack.callback(process.kill)
             process.start()
             name = f"SGLang server {number}"
-            server = Server(line, process.url, name=name, num_ranks=plan.num_gpus)
+            server = Server(line, process.url, name=name, num_ranks=plan.num_ranks)
             members.append(Member(server, process))
         router = _router(cfg, len(members))
         if router is not None:
@@ -152,11 +152,9 @@ def python_of(cfg: Config) -> str:
 def _plans(cfg: Config, place: Place) -> list[ServerPlan]:
     """The first process of each engine."""
     python, flags = python_of(cfg), dict(cfg.passthrough.sglang)
-    known = installed_flags(python)
+    known = None if place.is_cpu else installed_flags(python)
     if known is not None:
-        check_flags(flags, known)
-        if not place.is_cpu:
-            flags |= graph_flags(flags, known, place.largest_batch)
+        flags |= graph_flags(flags, known, place.largest_batch)
     assert cfg.model.hf_checkpoint, "rules see to it"
     per_engine = cfg.cluster.rollout_num_gpus_per_engine
     return [
@@ -223,7 +221,13 @@ def _found(cfg: Config, line: Line) -> list[Member]:
     for address in cfg.rollout.rollout_external_engine_addrs:
         url = address if "://" in address else f"http://{address}"
         server = Server(line, url, name=f"server {address}")
-        info: Any = line.run(server.get("/server_info"))
+        try:
+            info: Any = line.run(server.get("/server_info"))
+        except EngineError as error:
+            raise EngineError(
+                f"--rollout-external-engine-addrs {address} is no SGLang server that answers: "
+                f"{error}"
+            ) from error
         server.num_ranks = int(info.get("tp_size") or 1)
         members.append(Member(server, None))
     return members
@@ -235,6 +239,8 @@ def _router(cfg: Config, num_servers: int) -> StockRouter | None:
     policy = flags.get("policy", DEFAULTS["policy"])[0]
     if engine.sglang_router_ip is not None:
         url = f"http://{engine.sglang_router_ip}:{engine.sglang_router_port}"
+        for name in flags.keys() - {"policy"}:
+            log.warning("--router-%s has no effect on a router that runs already", name)
         return StockRouter(url, policy=policy)
     is_there = find_package("sglang_router", python_of(cfg)) is not None
     if not is_there or (num_servers == 1 and not flags):
