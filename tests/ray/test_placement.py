@@ -60,12 +60,20 @@ def test_what_the_cluster_lacks_is_said_at_once(count, is_gpu, told, cluster):
         pass
 
 
-def test_a_cluster_that_does_not_answer_is_an_error():
+def test_a_cluster_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    note = tmp_path / "ray" / "ray_current_cluster"
+    check_answers("auto")  # nothing is noted, so Ray looks around
+    note.parent.mkdir()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*listener.getsockname())
-        with pytest.raises(ResourceError, match=f"nobody answers at RAY_ADDRESS={address}"):
-            check_answers(address)
+        note.write_text(address)
+        for said in (address, f"ray://{address}"):
+            with pytest.raises(ResourceError, match=f"nobody answers at RAY_ADDRESS={said}"):
+                check_answers(said)
+        with pytest.raises(ResourceError, match=f"RAY_ADDRESS=auto, by {note} {address}"):
+            check_answers("auto")
         listener.listen()
         check_answers(address)
-    check_answers("auto")
+        check_answers("auto")

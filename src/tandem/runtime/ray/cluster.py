@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +21,9 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from tandem.errors import ResourceError
+from tandem.observe import get_logger
+
+log = get_logger("run")
 
 FREE_WAIT_S = 10.0
 """How long devices that another run is giving back are waited for."""
@@ -61,24 +66,28 @@ def joined(num_devices: int, device: str) -> Iterator[bool]:
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"address": os.environ.get(ADDRESS) or "local"}
-    if options["address"] == "local":
+    address = os.environ.get(ADDRESS) or "local"
+    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    if address == "local":
         options["include_dashboard"] = False
         os.environ.setdefault(*OWN_GCS_WAIT_S)
         options["num_cpus"] = max(num_devices, os.cpu_count() or 1)
-    check_answers(options["address"])
+    log.info("Ray starts on this host" if address == "local" else f"joining Ray at {address}")
+    check_answers(address)
     ours = signal.getsignal(signal.SIGTERM)
     try:
         with _another_group():
-            ray.init(logging_level=logging.WARNING, **options)
-    except ConnectionError as error:
-        raise ResourceError(f"{ADDRESS}={options['address']}: {error}") from error
+            context: Any = ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ResourceError(f"{ADDRESS}={address}: {error}") from error
     if signal.getsignal(signal.SIGTERM) is not ours:
         signal.signal(signal.SIGTERM, ours)  # Ray's ends the process; a run saves first
     try:
         yield _has_gpu(device)
     finally:
         ray.shutdown()
+    if address == "local":  # what ended early leaves its logs
+        shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
 
 
 @contextmanager
@@ -107,10 +116,15 @@ def _another_group() -> Iterator[None]:
 def check_answers(address: str) -> None:
     """Passes if somebody listens at host:port; Ray itself would try for minutes.
 
-    Any other address, as `auto`, is Ray's to look up.
+    `auto` is where a cluster was last started on this host, which Ray has written down; it may be
+    gone. Where nothing is written, Ray looks for one itself.
     """
-    host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
+    where = address
+    if address == "auto" and (note := _last_started()).is_file():
+        where = note.read_text().strip()
+        address = f"auto, by {note} {where}"
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if "://" in where.removeprefix("ray://") or not port.isdigit():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_WAIT_S).close()
@@ -119,6 +133,12 @@ def check_answers(address: str) -> None:
             f"nobody answers at {ADDRESS}={address} ({error}); start a cluster there (ray start "
             f"--head), or unset {ADDRESS} to use the devices of this host alone"
         ) from error
+
+
+def _last_started() -> Path:
+    """Where Ray notes the address of the cluster that was started last."""
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(temporary, "ray", "ray_current_cluster")
 
 
 def _has_gpu(device: str) -> bool:
@@ -166,7 +186,8 @@ def _check(count: int, bundle: dict[str, float], wish: str) -> None:
         cpu = ", or set --device cpu" if kind == "GPU" and not total else ""
         raise ResourceError(
             f"this run asks for {wish}; the cluster has {_listing(bundle)}. Lower the number of "
-            f"devices, share them with --colocate, or join more hosts with ray start{cpu}"
+            f"devices (--colocate shares them), or join more hosts with ray start and set "
+            f"{ADDRESS}=auto{cpu}"
         )
     deadline_s = time.monotonic() + FREE_WAIT_S
     while (free := int(ray.available_resources().get(kind, 0))) < count:
