@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tandem.kernels.head import token_logprobs
+from tandem.kernels.head import head_logits, token_logprobs
 
 
 def _case(rows=37, width=16, vocab=53, dtype=torch.float32, seed=0):
@@ -81,6 +81,15 @@ def test_bf16_stays_close_to_fp32():
     for one, other in zip(found, torch.autograd.grad(wanted.sum(), wide), strict=True):
         assert one.dtype == torch.bfloat16
         assert (one.float() - other).norm() < 0.02 * other.norm()
+
+
+@pytest.mark.parametrize("vocab", [141, 282, 512, 5001])
+@torch.no_grad()
+def test_logits_of_a_row_do_not_depend_on_the_number_of_rows(vocab):
+    hidden, weight, _ = _case(rows=300, width=512, vocab=vocab, dtype=torch.bfloat16)
+    whole = head_logits(hidden, weight)
+    for rows in (1, 2, 4, 8, 16, 24, 48, 96, 160, 256):
+        assert torch.equal(head_logits(hidden[:rows], weight), whole[:rows]), rows
 
 
 def test_top_mask_normalises_over_the_named_tokens_and_the_target():
