@@ -113,6 +113,7 @@ def test_epochs_become_rollouts_once_prompts_are_counted(settings):
         ("--balance-data", "--balance-data"),
         ("--use-fault-tolerance", "--use-fault-tolerance"),
         ("--distributed-backend nccl", "--distributed-backend nccl"),
+        ("--rollout-num-gpus 1 --num-gpus-per-node 4", "--num-gpus-per-node 4"),
         ("--wandb-key s3cret", "--wandb-key"),
         ("--swiglu --group-query-attention", "--group-query-attention"),
     ],

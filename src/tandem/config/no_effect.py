@@ -105,6 +105,8 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
             "engines are in the processes of ranks, which stop the run where one fails; it resumes "
             "from its checkpoint",
         )
+    if cfg.cluster.runtime == "ray":
+        yield "num_gpus_per_node", "Ray says what each host has"
     yield from _turns(cfg)
     if cfg.engine.rollout_engine == "torch":
         yield "sglang_python sglang_router_request_timeout_secs", "the embedded engine samples"

@@ -13,7 +13,7 @@ OURS = {
     "tensor-parallel-size": "it follows from --rollout-num-gpus-per-engine",
     "tp": "it follows from --rollout-num-gpus-per-engine",
     "port": "free ports are found at the start",
-    "nnodes": "it follows from --rollout-num-gpus-per-engine and --num-gpus-per-node",
+    "nnodes": "it follows from the placement",
     "node-rank": "it follows from the placement",
     "dist-init-addr": "it follows from the placement",
     "gpu-id-step": "it follows from the placement",

@@ -130,7 +130,6 @@ def _debugging(draft: Draft) -> None:
 
 def _placement(draft: Draft) -> None:
     draft.fill("actor_num_gpus_per_node", 1, "one process")
-    draft.fill("num_gpus_per_node", draft["actor_num_gpus_per_node"], "actor_num_gpus_per_node")
     num_trainers = draft["actor_num_nodes"] * draft["actor_num_gpus_per_node"]
     if draft["runtime"] == "auto":
         is_one = _num_devices(draft, num_trainers) <= 1

@@ -22,7 +22,7 @@ class ClusterConfig:
     rollout_num_gpus_per_engine: int = 1
     """Devices per inference engine."""
     num_gpus_per_node: int | None = None
-    """Devices of a host that engines may be placed on; `actor_num_gpus_per_node` when unset."""
+    """Devices of a host, for launch scripts that say it; Ray counts them itself."""
     colocate: bool = False
     """Training and sampling share devices; turns both offloads on."""
     offload: bool = False
