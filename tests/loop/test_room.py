@@ -1,11 +1,24 @@
 """Whether optimizer state moves away for sampling: from what was said, and what memory there is."""
 
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from tandem.config import read_config
-from tandem.runtime.room import GIB, Demand, Room, host_free, may_move, moves_state
+from tandem.models.shape import Shape
+from tandem.runtime.building import Known
+from tandem.runtime.room import (
+    GIB,
+    Demand,
+    Room,
+    demand_of,
+    host_free,
+    make_room,
+    may_move,
+    moves_state,
+)
 
 ROOM = Room(
     state=45 * GIB,
@@ -89,3 +102,56 @@ def test_nothing_is_decided_where_no_turns_are_taken(told):
 
 def test_a_host_says_what_it_has_free():
     assert host_free() > 1 << 20
+
+
+QWEN3_4B = Shape(
+    family="qwen3", num_layers=36, width=2560, ffn=9728, num_heads=32, num_key_heads=8,
+    head_size=128, vocab=151936, eps=1e-6, rope_theta=1e6, tied=True, qkv_bias=False, qk_norm=True,
+    max_positions=40960,
+)  # fmt: skip
+OPENED = SimpleNamespace(shape=QWEN3_4B, max_context=40960, held_out=())
+KNOWN = Known(opened=OPENED, found=None, num_rollout=1, hooks=None)
+ROUND = "--rollout-batch-size 8 --n-samples-per-prompt 8 --rollout-max-response-len 8192 "
+
+
+def test_a_demand_is_the_largest_round_of_an_engine_at_its_longest(told):
+    token, weights = 2 * 36 * 8 * 128 * 2, 2 * 4_022_468_096
+    one = demand_of(told(ROUND), KNOWN, "cuda", has_weights=False)
+    assert one == Demand(cache=64 * 8192 * token, weights=0, fraction=0.85, sees_free=False)
+    longer = told(f"{ROUND} --rollout-max-prompt-len 1024 --engine-max-running 32")
+    assert demand_of(longer, KNOWN, "cuda", has_weights=False).cache == 32 * 9216 * token
+    words = f"{ROUND} --actor-num-gpus-per-node 4 --colocate --rollout-num-gpus-per-engine 2"
+    divided = demand_of(told(words), KNOWN, "cuda", has_weights=True)
+    assert divided.cache == 32 * 8192 * token // 2 and divided.weights == weights // 2
+
+
+class Ranks:
+    """Notes that it was told to sleep."""
+
+    is_asleep = False
+
+    def sleep(self):
+        self.is_asleep = True
+
+
+@pytest.mark.parametrize(
+    ("words", "num_ranks", "moves", "said"),
+    [
+        ("--rollout-max-response-len 2048", 1, False, "a cache has 64.0 GiB and wants 18.0"),
+        ("", 1, True, "waits in host memory while engines sample: beside it a cache has 64.0 GiB"),
+        ("", 8, False, "wants 72.0, but one has 400.0 GiB of host memory free for 360.0"),
+        ("--no-offload-train", 1, False, "stays where it is: --no-offload-train"),
+    ],
+)
+def test_state_is_put_to_sleep_or_not_and_the_log_says_why(
+    words, num_ranks, moves, said, told, caplog
+):
+    log, ranks, cfg = logging.getLogger("tandem.run"), Ranks(), told(f"{ROUND} {words}")
+    log.addHandler(caplog.handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    make_room(cfg, KNOWN, ranks, lambda: [ROOM] * num_ranks, "cuda", has_weights=False)
+    log.setLevel(level)
+    log.removeHandler(caplog.handler)
+    assert ranks.is_asleep is moves
+    assert said in caplog.text
