@@ -4,6 +4,9 @@
 #
 #   bash scripts/run-qwen3-4B-disaggregated.sh [flags that win over those below]
 #
+# SGLang pins another torch: install it in an environment of its own and name its interpreter with
+# --sglang-python, or in this one where the versions agree.
+#
 # Everything lies under TANDEM_DATA, or where the variable of its own says:
 #   HF_CHECKPOINT  a download of Qwen/Qwen3-4B
 #   REF_LOAD       the same as torch_dist: python3 tools/convert_hf_to_torch_dist.py

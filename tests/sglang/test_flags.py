@@ -206,6 +206,7 @@ def test_servers_on_other_devices_need_no_other_runtime():
         ("--sglang-tp-size 2", "set by the run itself"),
         ("--sglang-model-path x", "set by the run itself"),
         ("--router-port 8000", "set by the run itself: free ports"),
+        ("--router-policy power_of_two", "wants two servers before it starts"),
         ("--sglang-dp-size 2", "not set aside"),
         ("--sglang-pp-size 2", "does not divide --rollout-num-gpus-per-engine 1"),
         (

@@ -169,9 +169,11 @@ def started(tmp_path):
 
 
 def test_a_server_that_does_not_start_shows_its_last_lines(started):
-    engine, process = started("--fail", "this graphics card is made of wood")
-    with pytest.raises(EngineError, match="this graphics card is made of wood"):
+    usage = "usage: server\n        [--flag FLAG]\n"
+    engine, process = started("--fail", usage + "this graphics card is made of wood")
+    with pytest.raises(EngineError, match="this graphics card is made of wood") as told:
         engine.fleet.until_up()
+    assert "[--flag" not in str(told.value)
     assert process.log.read_text().startswith("\n$ ")  # the command line comes first
 
 

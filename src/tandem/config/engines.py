@@ -65,6 +65,12 @@ def server_rules(cfg: Config) -> Iterator[str]:
         yield "--rollout-num-gpus is required: the devices that sample (or --colocate)"
     if (engine.sglang_router_ip is None) != (engine.sglang_router_port is None):
         yield "--sglang-router-ip and --sglang-router-port go together: where the router listens"
+    is_ours = engine.sglang_router_ip is None
+    if is_ours and cfg.passthrough.router.get("policy") == ("power_of_two",):
+        yield (
+            "--router-policy power_of_two: the stock router wants two servers before it starts, "
+            "and is told of them as they come up; set cache_aware, round_robin, random or manual"
+        )
     yield from _parts(cfg)
 
 

@@ -15,8 +15,8 @@ from tandem.engine.sglang.ports import MEETING, Ports
 
 TETHER = Path(__file__).with_name("tether.py")
 LAST_LINES, LINE_WIDTH = 25, 300
-NOISE = ("Ignore import error",)
-"""In lines of a log that tell nothing about a death."""
+NOISE = ("Ignore import error", "    [--")
+"""In lines of a log that tell nothing about a death, as do those of how a program is used."""
 
 
 class LoggedProcess:

@@ -65,7 +65,8 @@ class StockRouter:
                 if death is not None:
                     raise EngineError(f"the router did not start: {death}") from None
                 await asyncio.sleep(POLL_S)
-        raise EngineError(f"the router at {self.url} does not answer")
+        hint = "" if self._process else "; start it, or leave --sglang-router-ip and -port out"
+        raise EngineError(f"the router at {self.url} does not answer{hint}")
 
     def close(self) -> None:
         """Ends it if it was started here."""
