@@ -4,8 +4,9 @@
 
 w1: 32 x 8 samples, 256 + 1,024 tokens. w1-64 and w1-512: 64 and 512 samples at once. mixed: 256
 sequences of their own with 100 to 1,024 tokens in and out. tail: 252 short samples and 4 of 8k
-tokens. queue: 128 x 8 samples of 16 to 272 tokens for 512 slots. Each load is sampled `--runs` times after one warm-up; the table shows the fastest and the
-median. Beside it: what stock SGLang 0.5.15.post1 made of the same load, as measured on one H200.
+tokens. queue: 128 x 8 samples of 16 to 272 tokens for 512 slots. Each load is sampled `--runs`
+times after one warm-up; the table shows the fastest and the median. Beside it: what stock SGLang
+0.5.15.post1 made of the same load, as measured on one H200.
 """
 
 import argparse

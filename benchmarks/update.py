@@ -145,7 +145,7 @@ def made(
 def measured(side: Side, carry: Carry, name: str, changed: float) -> dict[str, float]:
     """Median seconds of an update, in all and by part."""
     is_file = name in ("folder", "delta")
-    warm_ups = (1 if name == "delta" else 0) if is_file else WARM_UPS  # a base comes first
+    warm_ups = 1 if is_file else WARM_UPS  # kernels are compiled; a base comes before a delta
     taken = []
     for version in range(warm_ups + (FILE_RUNS if is_file else RUNS)):
         if side.rank == 0:
