@@ -291,6 +291,13 @@ def test_phases_are_medians_of_the_later_half():
     assert phases_of([], num_sampling=1, num_learning=1) is None
 
 
+def test_steps_that_had_nothing_left_to_sample_say_nothing_about_the_split():
+    seconds = (90.0, 7.0, 7.0, 0.0, 0.0)
+    rows = [{"perf/train_time": 4.0, "perf/sampling_time": s} for s in seconds]
+    assert phases_of(rows, num_sampling=1, num_learning=1, num_ahead=2).sampling_s == 7
+    assert phases_of(rows[:1], num_sampling=1, num_learning=1, num_ahead=2).sampling_s == 90
+
+
 def test_a_background_loop_ends_with_its_tasks():
     runner = BackgroundRunner()
     ended = []

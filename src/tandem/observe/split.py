@@ -43,14 +43,20 @@ class Phases:
 
 
 def phases_of(
-    rows: Sequence[Mapping[str, Any]], *, num_sampling: int, num_learning: int
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    num_sampling: int,
+    num_learning: int,
+    num_ahead: int = 0,
 ) -> Phases | None:
     """Medians over the later half of a run's rows, where nothing is compiled any more.
 
     None as long as no step is there. What an asynchronous run sampled beside training counts as
-    long as it took, not as long as the trainer waited for it.
+    long as it took, not as long as the trainer waited for it. While the last `num_ahead` steps were
+    trained, nothing was left to sample: they are left out.
     """
     steps = [row for row in rows if row.get("perf/train_time") is not None]
+    steps = steps[: max(1, len(steps) - num_ahead)]
     steps = steps[len(steps) // 2 :]
     if not steps:
         return None
@@ -100,8 +106,12 @@ def split_text(run_dir: Path | str, num_devices: int | None = None) -> str:
     )
     num_sampling = cluster.get("rollout_num_gpus") or num_learning
     is_shared = cluster.get("colocate") or cluster.get("runtime") == "local"
+    sync = config.get("sync", {})
     phases = phases_of(
-        read_rows(run_dir / METRICS_FILE), num_sampling=num_sampling, num_learning=num_learning
+        read_rows(run_dir / METRICS_FILE),
+        num_sampling=num_sampling,
+        num_learning=num_learning,
+        num_ahead=sync["max_staleness"] if sync.get("asynchronous") == "full" else 0,
     )
     if phases is None:
         raise DataError(
