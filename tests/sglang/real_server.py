@@ -130,6 +130,13 @@ def sync_of(engine, policy=None):
     return SglangSync(engine.fleet, failures_of, dtype="float32", again=again)
 
 
+def publish(engine, policy):
+    """The version under which the server now has the policy's weights."""
+    version = engine.stats().version + 1
+    sync_of(engine, policy).publish(policy.weights(version))
+    return version
+
+
 def carriers(engine, folder):
     line = engine.fleet.line
     return {
@@ -170,7 +177,7 @@ def test_weights_arrive_and_change_under_running_requests(way, engine, folder, p
 
 
 def test_other_weights_than_the_trainers_are_noticed(engine, policies):
-    before = engine.stats().version
+    before = publish(engine, policies[2])
     (witness,) = engine.fleet.witnesses()
     assert failures_of(witness, "it", policies[2].weights(before), "float32") == []
     (failure,) = failures_of(witness, "it", policies[3].weights(before), "float32")
@@ -178,6 +185,8 @@ def test_other_weights_than_the_trainers_are_noticed(engine, policies):
 
 
 def test_abort_keeps_partial_tokens_and_they_are_the_policys(engine, policies):
+    publish(engine, policies[2])
+
     async def main():
         futures = [engine.add(request(n, 3000)) for n in range(8)]
         await asyncio.sleep(1.5)
@@ -193,7 +202,9 @@ def test_abort_keeps_partial_tokens_and_they_are_the_policys(engine, policies):
         assert np.abs(said_C - done.logprobs_C).max(initial=0) < BOUND
 
 
-def test_stop_tokens_and_strings_end_a_request(engine):
+def test_stop_tokens_and_strings_end_a_request(engine, policies):
+    publish(engine, policies[2])
+
     async def main():
         return await asyncio.gather(
             engine.add(request(0, 400, stop_token_ids=tuple(range(60, 283)))),
@@ -206,8 +217,7 @@ def test_stop_tokens_and_strings_end_a_request(engine):
 
 
 def test_a_server_killed_in_mid_rollout_comes_back_with_the_weights(engine, policies):
-    version = engine.stats().version + 1
-    sync_of(engine, policies[3]).publish(policies[3].weights(version))
+    version = publish(engine, policies[3])
     (member,) = engine.fleet.members
 
     async def main():
