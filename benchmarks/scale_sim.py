@@ -1,6 +1,6 @@
 """The loop on 8 to 4,096 GPUs, simulated event by event from what was measured on one.
 
-    python benchmarks/scale_sim.py [--gpus 8 64 512 4096] [--lengths long] [--batch 64] [--quick]
+    python benchmarks/scale_sim.py [--gpus 8 64 512 4096] [--lengths long] [--batch 64]
 
 `--batch` is in samples a GPU; `--fixed-batch` in samples a step, whatever the number of GPUs. Every
 rate is in `Costs`, with where it comes from. What is not simulated: memory, stragglers among
@@ -33,10 +33,10 @@ class Costs:
     optimizer_s: float = 0.05  # the same
     model_bytes: float = 8e9  # 4B weights in bf16
     gpus_per_host: int = 8
-    host_bytes_per_s: float = 363e9  # broadcast, four H200 of a host
+    host_bytes_per_s: float = 306e9  # broadcast with packing, H200s of a host: docs/sync.md
     net_bytes_per_s: float = 40e9  # assumed: 400 Gbit/s a GPU, 80 % of it
     bucket_bytes: float = 512 * 2**20  # --update-weight-buffer-size
-    check_s: float = 0.06  # digests and canary: docs/results.md
+    check_s: float = 0.017  # digests and canary of both sides: docs/sync.md
     call_s: float = 0.0012  # a call of a Ray actor, on a CPU machine
     controller_s: float = 127e-6  # a sample: benchmarks/results/rollout_load.json
     pack_s: float = 70e-9  # advantages and packing, a token: benchmarks/results/step.json

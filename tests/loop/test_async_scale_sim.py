@@ -101,10 +101,10 @@ def test_long_answers_stall_a_round_and_not_the_endless_mode():
 
 def test_costs_of_an_update_grow_with_the_depth_of_the_tree():
     costs = sim.Costs()
-    one_host = 8e9 / 363e9 + 0.06 + 8 * 0.0012
+    one_host = 8e9 / 306e9 + 0.017 + 8 * 0.0012
     assert costs.update_s(8) == pytest.approx(one_host)
     many = costs.update_s(4096) - 4096 * 0.0012
-    assert many == pytest.approx(8e9 / 363e9 + 0.06 + (8e9 + 9 * 512 * 2**20) / 40e9)
+    assert many == pytest.approx(8e9 / 306e9 + 0.017 + (8e9 + 9 * 512 * 2**20) / 40e9)
     assert replace(costs, calls_by_tree=True).update_s(4096) < many + 0.05
     assert math.isclose(costs.token_s(160), (0.00556 + 0.01071) / 2)
 
