@@ -107,7 +107,8 @@ def test_two_engines_take_new_weights_under_running_answers_and_one_may_die(stag
 
 
 def test_an_engine_of_two_processes_takes_new_weights_under_running_answers(stages_of, tmp_path):
-    stages, cfg = stages_of(f"{TWO} --rollout-num-gpus-per-engine 2 {LONG}", 3)
+    words = f"{TWO} --rollout-num-gpus-per-engine 2 {LONG} --n-samples-per-prompt 2"
+    stages, cfg = stages_of(words, 3)
     train(cfg, stages)  # raises unless the engine shows the weights of every update
     check_order(tmp_path, 3)
 
