@@ -82,31 +82,7 @@ def _is_shared(cluster: ClusterConfig) -> bool:
 
 
 def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
-    if cfg.cluster.runtime == "local":
-        yield ONE_PROCESS, "there is one process"
-        if cfg.engine.rollout_engine == "torch":
-            yield CARRIED, "there is one process"
-            yield "colocate", "training and sampling share this process's device anyway"
-            yield (
-                "offload_rollout",
-                "the engine's cache sleeps anyway where training needs its room",
-            )
-        yield "balance_data", "there is one data-parallel rank"
-        yield "train_env_vars", "training goes on in the process that you start"
-        yield "heartbeat_timeout", "there is one process, whose stack py-spy shows"
-        yield (
-            "use_fault_tolerance",
-            "the embedded engine has no server that could die by itself; a run that stops resumes "
-            "from its checkpoint",
-        )
-    elif cfg.engine.rollout_engine == "torch" and _is_shared(cfg.cluster):
-        yield (
-            "use_fault_tolerance",
-            "engines are in the processes of ranks, which stop the run where one fails; it resumes "
-            "from its checkpoint",
-        )
-    if cfg.cluster.runtime == "ray":
-        yield "num_gpus_per_node", "Ray says what each host has"
+    yield from _places(cfg)
     yield from _turns(cfg)
     if cfg.engine.rollout_engine == "torch":
         yield "sglang_python sglang_router_request_timeout_secs", "the embedded engine samples"
@@ -142,6 +118,34 @@ def _situations(cfg: Config) -> Iterator[tuple[str, str]]:
         "no_save_rng no_load_rng",
         "a run has no random state: every token is drawn by its own key, from --rollout-seed",
     )
+
+
+def _places(cfg: Config) -> Iterator[tuple[str, str]]:
+    if cfg.cluster.runtime == "local":
+        yield ONE_PROCESS, "there is one process"
+        if cfg.engine.rollout_engine == "torch":
+            yield CARRIED, "there is one process"
+            yield "colocate", "training and sampling share this process's device anyway"
+            yield (
+                "offload_rollout",
+                "the engine's cache sleeps anyway where training needs its room",
+            )
+        yield "balance_data", "there is one data-parallel rank"
+        yield "train_env_vars", "training goes on in the process that you start"
+        yield "heartbeat_timeout", "there is one process, whose stack py-spy shows"
+        yield (
+            "use_fault_tolerance",
+            "the embedded engine has no server that could die by itself; a run that stops resumes "
+            "from its checkpoint",
+        )
+    elif cfg.engine.rollout_engine == "torch" and _is_shared(cfg.cluster):
+        yield (
+            "use_fault_tolerance",
+            "engines are in the processes of ranks, which stop the run where one fails; it resumes "
+            "from its checkpoint",
+        )
+    if cfg.cluster.runtime == "ray":
+        yield "num_gpus_per_node", "Ray says what each host has"
 
 
 def _turns(cfg: Config) -> Iterator[tuple[str, str]]:
