@@ -24,7 +24,7 @@ def test_ranks_engines_and_servers_on_two_nodes_and_too_few_of_them(tiny, tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     # the first node's devices come first: a rank and a rank, then the engines
-    assert told["nodes"] == [0, 0, 1, 1]
+    assert told["nodes"] == told["nodes of GPUs"] == [0, 0, 1, 1]
     # an engine of the far node, and one whose devices lie on both; each was killed and came back
     assert told["servers"]["near"] == [[False], [False, True]]
     assert told["servers"]["logs"] == ["sglang_0.log", "sglang_1.log", "sglang_1_1.log"]

@@ -29,6 +29,7 @@ from tandem.runtime.ray.placement import Placement
 from tandem.runtime.ray.servers import look_at, spots_of
 from tandem.runtime.servers import with_servers
 
+NODE = {"num_cpus": 2, "num_gpus": 2}  # there are no such GPUs, and nobody looks
 FAKE = Path(__file__).parents[1] / "sglang" / "fake.py"
 
 
@@ -74,18 +75,25 @@ def serve(argv, devices, folder):
     return told
 
 
+def nodes_of(devices):
+    """The node of each device, in order."""
+    nodes = placement_group_table(devices.group)["bundles_to_node_id"]
+    order = [nodes[bundle] for bundle in devices.bundles]
+    return [sorted(set(order)).index(node) for node in order]
+
+
 def main(argv):
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    cluster.add_node(num_cpus=2)
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.add_node(**NODE)
     os.environ[ADDRESS] = cluster.address
     cfg = load_config(argv)
     run(cfg)
-    with joined(4, "cpu"), reserved(4, "four devices", is_gpu=False) as devices:
-        nodes = placement_group_table(devices.group)["bundles_to_node_id"]
-        order = [nodes[bundle] for bundle in devices.bundles]
-        servers = serve(argv, devices, Path(cfg.observe.run_dir))
+    with joined(4, "cpu"):
+        with reserved(4, "four GPUs", is_gpu=True) as devices:
+            gpu_nodes = nodes_of(devices)
+        with reserved(4, "four devices", is_gpu=False) as devices:
+            nodes = nodes_of(devices)
+            servers = serve(argv, devices, Path(cfg.observe.run_dir))
     begin_s = time.monotonic()
     told = ""
     try:
@@ -93,7 +101,8 @@ def main(argv):
     except ResourceError as error:
         told = str(error)
     answer = {
-        "nodes": [sorted(set(order)).index(node) for node in order],
+        "nodes": nodes,
+        "nodes of GPUs": gpu_nodes,
         "servers": servers,
         "too few": told,
         "seconds": time.monotonic() - begin_s,

@@ -18,7 +18,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from tandem.errors import ResourceError
 from tandem.observe import get_logger
@@ -27,6 +32,9 @@ log = get_logger("run")
 
 FREE_WAIT_S = 10.0
 """How long devices that another run is giving back are waited for."""
+
+FREE_LOOK_S = 0.1
+"""Between two looks at them."""
 
 PLACE_WAIT_S = 30.0
 """How long the cluster may take to set devices aside that are free."""
@@ -166,13 +174,11 @@ def reserved(count: int, wish: str, *, is_gpu: bool) -> Iterator[Reserved]:
     _check(count, bundle, wish)
     group = placement_group([bundle] * count, strategy="PACK")
     try:
-        try:
-            ray.get(group.ready(), timeout=PLACE_WAIT_S)
-        except GetTimeoutError:
+        if not group.wait(PLACE_WAIT_S):  # Ray's `ready` would start a process to say so
             raise ResourceError(
                 f"the cluster could not set aside {wish} within {PLACE_WAIT_S:.0f} s; it has "
                 f"{_listing(bundle)}, but not one CPU beside each GPU, or they went to another run"
-            ) from None
+            )
         yield Reserved(group=group, bundle=bundle, bundles=_in_order(group, count, is_gpu))
     finally:
         remove_placement_group(group)
@@ -196,7 +202,7 @@ def _check(count: int, bundle: dict[str, float], wish: str) -> None:
                 f"this run asks for {wish}; the cluster has {_listing(bundle)}, and {free} are "
                 "free. Wait for the run that holds the others, or end it"
             )
-        time.sleep(0.5)
+        time.sleep(FREE_LOOK_S)
 
 
 def _listing(bundle: dict[str, float]) -> str:
@@ -212,33 +218,37 @@ def _listing(bundle: dict[str, float]) -> str:
 
 
 def _in_order(group: PlacementGroup, count: int, is_gpu: bool) -> tuple[int, ...]:
-    """The bundles by host address, then node, then device: the same order at every start.
-
-    Raises ResourceError where no process starts to say where it is.
-    """
-
-    def where() -> tuple[str, str, list[str]]:
-        # sent as it is here: a function by name would have every process import all of tandem
-        context = ray.get_runtime_context()
-        devices = context.get_accelerator_ids().get("GPU", [])
-        return ray.util.get_node_ip_address(), context.get_node_id(), devices
+    """The bundles by host address, then node, then device: the same order at every start."""
+    hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    numbers = _gpu_numbers(group, count) if is_gpu else [[]] * count
 
     def order(place: int) -> tuple[Any, ...]:
-        address, node, devices = places[place]
-        host = ipaddress.ip_address(address)
-        return host.version, int(host), node, tuple(map(int, devices)), place
+        host = ipaddress.ip_address(hosts[nodes[place]])
+        return host.version, int(host), nodes[place], numbers[place], place
 
-    probe = ray.remote(where).options
-    wants: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(is_gpu)}
-    refs = [probe(**wants, **in_bundle(group, place)).remote() for place in range(count)]
+    return tuple(sorted(range(count), key=order))
+
+
+def _gpu_numbers(group: PlacementGroup, count: int) -> list[list[int]]:
+    """Which GPUs of its node each bundle has, which only a process in the bundle can say.
+
+    Raises ResourceError where none starts.
+    """
+
+    def seen() -> list[int]:
+        # sent as it is here: a function by name would have every process import all of tandem
+        return [int(one) for one in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+
+    probe = ray.remote(num_cpus=1, num_gpus=1)(seen).options
+    refs = [probe(**in_bundle(group, place)).remote() for place in range(count)]
     try:
-        places = ray.get(refs, timeout=START_WAIT_S)
+        return ray.get(refs, timeout=START_WAIT_S)
     except GetTimeoutError as error:
         raise ResourceError(
             f"the cluster set {count} devices aside, but did not start a process on each within "
             f"{START_WAIT_S:.0f} s; Ray's logs on those hosts say why"
         ) from error
-    return tuple(sorted(range(count), key=order))
 
 
 def in_bundle(group: PlacementGroup, bundle: int) -> dict[str, Any]:
