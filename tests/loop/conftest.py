@@ -46,7 +46,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Tiny:
+def tiny(tmp_path_factory, run_script) -> Tiny:
     folder = tmp_path_factory.mktemp("tiny")
     for name, first in (("prompts", 0), ("heldout", 100)):
         rows = [
@@ -59,28 +59,21 @@ def tiny(tmp_path_factory) -> Tiny:
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"--texts {folder}/prompts.jsonl --out {folder}/model {MODEL_SIZE}"
-    run_python("examples/small_model.py", *words.split())
+    done = run_script("examples/small_model.py", *words.split())
+    assert done.returncode == 0, done.stderr[-4000:]
     return Tiny(folder)
 
 
-def run_python(*words: str) -> subprocess.CompletedProcess[str]:
-    """The finished process; its standard error is shown when it failed."""
-    done = start_python(*words)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
-
-
-def start_python(*words: str) -> subprocess.CompletedProcess[str]:
-    """The finished process, however it ended."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True)
-
-
-@pytest.fixture
-def run_script():
+@pytest.fixture(scope="session")
+def run_script(python_with):
     """Runs Python on a file and words; gives the finished process, however it ended."""
-    return start_python
+    python = python_with("transformers.models.qwen3.modeling_qwen3", "tandem.runtime.local")
+
+    def start(*words: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run([*python, *words], cwd=ROOT, env=env, text=True, capture_output=True)
+
+    return start
 
 
 @pytest.fixture
