@@ -17,6 +17,10 @@ LONG = ("ray", "examples", "train/test_axes", "train/test_resharding")
 ones: otherwise one works alone at the end."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist would begin with files of many tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def is_short(item: pytest.Item) -> bool:
         try:
