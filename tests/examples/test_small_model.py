@@ -11,21 +11,23 @@ ROOT = Path(__file__).resolve().parents[2]
 QUESTION = [{"role": "user", "content": "Sort 583219"}]
 
 
-def run_example(*words):
+def run_example(*words, python=(sys.executable,)):
     done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+        [*python, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
+def quickstart(tmp_path_factory, python_with):
     """A folder with the quickstart's data and model."""
+    python = python_with("torch", "transformers.models.qwen3.modeling_qwen3")
     folder = tmp_path_factory.mktemp("quickstart")
     run_example("examples/quickstart/problems.py", "--out", folder / "data", "--seed", "3")
     texts = folder / "data" / "warmup.jsonl"
-    run_example("examples/small_model.py", "--texts", texts, "--out", folder / "base")
+    make = "examples/small_model.py", "--texts", texts, "--out", folder / "base"
+    run_example(*make, python=python)
     return folder
 
 
@@ -89,6 +91,7 @@ def test_an_answer_fits_the_response_length_of_the_quickstart(tokenizer):
 
 def test_the_same_seed_makes_the_same_bytes(quickstart):
     texts, again = quickstart / "data" / "warmup.jsonl", quickstart / "again"
+    # not forked as the other was: strings have other hashes in it
     run_example("examples/small_model.py", "--texts", texts, "--out", again)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (again / name).read_bytes() == (quickstart / "base" / name).read_bytes()
