@@ -12,7 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL_SIZE = "--hidden-size 32 --ffn-hidden-size 64 --num-heads 4 --num-key-heads 2 --num-layers 2"
 NUM_PROMPTS = 10
 NUM_CPUS = 4
-IMPORTS = "ray._private.workers.default_worker", "tandem.runtime.ray.worker"
+IMPORTS = (
+    "ray._private.workers.default_worker",
+    "tandem.runtime.ray.rank",
+    "tandem.runtime.ray.engine",
+)
+"""What Ray's processes here have imported before they are forked, in the first one's environment,
+which Ray reads once. No module that makes an actor: Ray draws a number for it, and then all of them
+would go on with the same numbers."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,12 @@ def cluster(python_with):
     from tandem.runtime.ray.cluster import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
-    python = " ".join(python_with(*IMPORTS))
     ray.init(
         address="local",
         num_cpus=NUM_CPUS,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"py_executable": python},
+        runtime_env={"py_executable": " ".join(python_with(*IMPORTS))},
     )
     yield
     ray.shutdown()
