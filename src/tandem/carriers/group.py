@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,9 @@ JOINING = timedelta(seconds=60)
 
 LOOK_S = 0.002
 """Between two looks at who is there."""
+
+BEGUN_S = 0.05
+"""Within it gloo's thread has begun what it was given; abort does not end what begins later."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +70,10 @@ class Group:
         self._store: Any = store
         self._group: Any = None
         self._is_over = threading.Event()
+        # on the CPU nothing begins after an abort; NCCL's may not wait for a launch that hangs
+        self._beginning: AbstractContextManager[Any] = (
+            threading.Lock() if device.type == "cpu" else nullcontext()
+        )
         self._told: list[str] = []  # keys of this update, and of the one before
         self._told_before: list[str] = []
 
@@ -134,8 +142,11 @@ class Group:
 
     def abort(self) -> None:
         """Leaves the group; what another thread waits for in it ends with an error there."""
-        self._is_over.set()
+        with self._beginning:
+            self._is_over.set()
         if self._group is not None:
+            if self._device.type == "cpu":
+                time.sleep(BEGUN_S)
             self._group.abort()
 
     def _send(self, version: int, named: Named, limit: int) -> int:
@@ -178,7 +189,10 @@ class Group:
     def _broadcast(self, flat: Tensor) -> Any:
         options = c10d.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
-        return self._group.broadcast([flat], options)
+        with self._beginning:
+            if self._is_over.is_set():
+                raise RuntimeError("it was given up")
+            return self._group.broadcast([flat], options)
 
 
 def _meet(store: dist.Store, member: Member, device: torch.device, timeout: timedelta) -> Any:
