@@ -34,7 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def python_with() -> Iterator[Callable[..., list[str]]]:
     """The beginning of a command that runs Python where modules are imported already; all of a
-    worker's tests share one process that imports them."""
+    worker's tests share one process that imports them. Plain Python where a process cannot be
+    waited for beside a socket, as outside of Linux."""
+    if not hasattr(os, "pidfd_open"):
+        yield lambda *_: [sys.executable]
+        return
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
