@@ -70,6 +70,7 @@ def main() -> None:
         seconds = time.monotonic() - began_s
         devices = idle_devices(use, run, found["measured_s"])
         rows.append({"mode": name, "run_s": seconds, **found, "devices_idle": devices})
+        print(json.dumps(rows[-1]), flush=True)  # what is cut off later leaves this
     show(rows)
     line = {
         "benchmark": "async",

@@ -64,6 +64,7 @@ def main() -> None:
         steps = [json.loads(line) for line in (ROOT / run / "metrics.jsonl").open()]
         last = {column: steps[-1].get(metric) for column, metric in COLUMNS.items()}
         rows.append({"layout": name, "first_loss": steps[0]["train/loss"], **last})
+        print(json.dumps(rows[-1]), flush=True)  # what is cut off later leaves this
     w1.report("layouts", rows, options.out, rollouts=options.rollouts, flags=LAYOUTS)
 
 
