@@ -185,7 +185,7 @@ def test_everything_ends_with_its_own_tokens_and_all_blocks_come_back(load):
 
 def test_sequences_that_wait_for_slots_start_together():
     core = Core(
-        FakeRunner(256, 8, 64), Stops(None, ()), num_slots=64, prefill_tokens=4096, version=0,
+        FakeRunner(1024, 8, 64), Stops(None, ()), num_slots=64, prefill_tokens=4096, version=0,
         is_late=False,
     )  # fmt: skip
     given, started = [], []
@@ -193,7 +193,7 @@ def test_sequences_that_wait_for_slots_start_together():
         request = Request(
             id=str(number),
             tokens_T=np.array([number % VOCAB, number // VOCAB], dtype=np.int32),
-            sampling=Sampling(max_new_tokens=2 + number % 37, ignore_eos=True),
+            sampling=Sampling(max_new_tokens=2 + number, ignore_eos=True),  # they end one by one
             key=SampleKey(seed=0, prompt=number, sample=0),
             group=None,
         )

@@ -77,7 +77,7 @@ def server_rules(cfg: Config) -> Iterator[str]:
 def _parts(cfg: Config) -> Iterator[str]:
     """How a server divides its devices; SGLang would take others, or wait for them for ever."""
     flags, per_engine = cfg.passthrough.sglang, cfg.cluster.rollout_num_gpus_per_engine
-    stages = _number(flags, "pp-size", "pipeline-parallel-size")
+    stages = pipeline_stages(flags)
     if per_engine % stages:
         yield (
             f"--sglang-pp-size {stages} does not divide --rollout-num-gpus-per-engine {per_engine}"
@@ -94,6 +94,11 @@ def _parts(cfg: Config) -> Iterator[str]:
             "as every --rollout-num-gpus-per-engine devices are a server of their own, or add "
             "--sglang-enable-dp-attention"
         )
+
+
+def pipeline_stages(flags: Mapping[str, tuple[str, ...]]) -> int:
+    """Into how many parts of its layers a server divides a model, by SGLang's flags."""
+    return _number(flags, "pp-size", "pipeline-parallel-size")
 
 
 def _number(flags: Mapping[str, tuple[str, ...]], *names: str) -> int:

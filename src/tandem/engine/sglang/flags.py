@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from tandem.config.engines import pipeline_stages
 from tandem.engine.sglang.ports import MEETING, Ports
 from tandem.errors import ConfigError
 
@@ -57,8 +58,7 @@ class ServerPlan:
     @property
     def num_ranks(self) -> int:
         """Tensor-parallel ranks: the stages of a pipeline share the devices of the engine."""
-        stages = self.flags.get("pp-size", self.flags.get("pipeline-parallel-size", ("1",)))
-        return max(1, self.num_gpus // int(stages[0]))
+        return max(1, self.num_gpus // pipeline_stages(self.flags))
 
     def words(self, ports: Ports) -> list[str]:
         """The program and its arguments; the user's flags come last, so they win."""
@@ -94,12 +94,13 @@ class ServerPlan:
 
 def check_servers(python: str, flags: Iterable[str]) -> None:
     """Passes if this interpreter has SGLang, and SGLang every flag; else ConfigError."""
-    if find_package("sglang", python) is None:
+    folder = find_package("sglang", python)
+    if folder is None:
         raise ConfigError(
             f"--rollout-engine sglang: {python} has no SGLang; install it there, or name an "
             "interpreter that has it with --sglang-python"
         )
-    known = installed_flags(python)
+    known = _flags_in(folder)
     if known is not None:
         check_flags(flags, known)
 
@@ -110,10 +111,12 @@ def installed_flags(python: str) -> set[str] | None:
     Its source is read, not imported, which would take many seconds.
     """
     folder = find_package("sglang", python)
-    source = None if folder is None else folder / "srt" / "server_args.py"
-    if source is None or not source.is_file():
-        return None
-    return known_flags(source.read_text(encoding="utf-8"))
+    return None if folder is None else _flags_in(folder)
+
+
+def _flags_in(folder: Path) -> set[str] | None:
+    source = folder / "srt" / "server_args.py"
+    return known_flags(source.read_text(encoding="utf-8")) if source.is_file() else None
 
 
 def check_flags(flags: Iterable[str], known: set[str]) -> None:

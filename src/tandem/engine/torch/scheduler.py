@@ -58,10 +58,10 @@ class Scheduler:
     """Queues, slots and blocks of all live sequences.
 
     Decoding goes first; what blocks are left admit waiting sequences in order of arrival, several
-    at once where they waited for slots. When a
-    decoding sequence needs a block and none is left, the latest arrival among the running loses
-    its own and waits again. The first arrival is never preempted by another and fits alone (the
-    engine refuses what does not), so it always ends and every other one becomes first in time.
+    at once where they waited for slots. When a decoding sequence needs a block and none is left,
+    the latest arrival among the running loses its own and waits again. The first arrival is never
+    preempted by another and fits alone (the engine refuses what does not), so it always ends and
+    every other one becomes first in time.
     """
 
     def __init__(self, pool: BlockPool, rows: Rows, block_size: int, prefill_tokens: int) -> None:
